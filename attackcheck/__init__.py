@@ -1,0 +1,1 @@
+"""attackcheck tries to break robustness certificates of semantic-segmentation networks."""
