@@ -19,8 +19,8 @@ __all__ = ["SIZES", "IsoUNet", "IsoUNetConfig"]
 
 @dataclass(frozen=True)
 class IsoUNetConfig:
-    """Everything that shapes an IsoUNet. Level 0 works at half the image's resolution with `width` channels; each of the
-    `depth` further levels halves it and doubles the channels, which keeps every number: 2x2 blocks become channels.
+    """Everything that shapes an IsoUNet. Level 0 works at half the image's resolution with `width` channels; each of
+    the `depth` further levels halves it and doubles the channels, which keeps every number: 2x2 blocks become channels.
     `before` and `after` are the 3x3 convolutions of a level before the split and after the concatenation.
     """
 
@@ -42,6 +42,10 @@ class IsoUNetConfig:
         """Height and width of an image must be multiples of this."""
         return int(2 ** (self.depth + 1))
 
+    def resized(self, width: int) -> "IsoUNetConfig":
+        """The same shape with `width` channels at half resolution; the head keeps its channels."""
+        return replace(self, width=width)
+
 
 class _Level(nn.Module):
     """One level: convolutions, split, the lower level between down and up, concatenation, convolutions."""
@@ -58,7 +62,7 @@ class _Level(nn.Module):
                 layers += [conv(width, width, 3, padding=config.padding, plain=plain, generator=generator), MaxMin()]
             return nn.Sequential(*layers)
 
-        self.half = half
+        self.skipped = half
         self.before = convolutions(config.before)
         self.lower = nn.Sequential(
             conv(half, 2 * width, 2, stride=2, plain=plain, generator=generator),
@@ -70,7 +74,7 @@ class _Level(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         values = self.before(values)
-        skip, down = values[:, : self.half], values[:, self.half :]
+        skip, down = values[:, : self.skipped], values[:, self.skipped :]
         result: Tensor = self.after(torch.cat([skip, self.lower(down)], 1))
         return result
 
@@ -78,9 +82,7 @@ class _Level(nn.Module):
         return outward(layer_norm(self.before) * max(1.0, layer_norm(self.lower)) * layer_norm(self.after))
 
 
-def _level(
-    config: IsoUNetConfig, width: int, depth: int, plain: bool, generator: torch.Generator | None
-) -> nn.Module:
+def _level(config: IsoUNetConfig, width: int, depth: int, plain: bool, generator: torch.Generator | None) -> nn.Module:
     if depth:
         return _Level(config, width, depth, plain, generator)
     layers: list[nn.Module] = []
@@ -96,9 +98,7 @@ class IsoUNet(nn.Module):
     Raises InputError when height or width is no multiple of `config.stride`.
     """
 
-    def __init__(
-        self, config: IsoUNetConfig, *, plain: bool = False, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, config: IsoUNetConfig, *, plain: bool = False, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         layers: list[nn.Module] = [

@@ -2,10 +2,10 @@
 
 Every layer is 1-Lipschitz in the Euclidean norm whatever its raw parameters are: orthogonal matrices come from a QR
 decomposition, orthogonal kernels from products of symmetric projectors (Li, Haque, Anil, Lucas, Grosse and Jacobsen,
-"Preventing gradient attenuation in Lipschitz constrained convolutional networks", NeurIPS 2019), strided ones from such
-a kernel followed by an orthogonal matrix over blocks (Boissin, Mamalet, Fel, Picard, Massena and Serrurier, "An adaptive
-orthogonal convolution scheme for efficient and flexible CNN architectures", 2025). Zero padding can only shrink the norm:
-it restricts the operator on the infinite grid to a part of it.
+"Preventing gradient attenuation in Lipschitz constrained convolutional networks", NeurIPS 2019), strided ones from
+such a kernel followed by an orthogonal matrix over blocks (Boissin, Mamalet, Fel, Picard, Massena and Serrurier, "An
+adaptive orthogonal convolution scheme for efficient and flexible CNN architectures", 2025). Zero padding can only
+shrink the norm: it restricts the operator on the infinite grid to a part of it.
 """
 
 from typing import Literal, NamedTuple
@@ -67,9 +67,10 @@ def _random(*shape: int, generator: torch.Generator | None) -> nn.Parameter:
 class _Centred(nn.Module):
     """What both orthogonal layers share: subtract the channel means, add a bias, perhaps divide by one scalar.
 
-    In training the means are those of the batch, and a running mean of fixed size follows them; in evaluation the stored
-    mean is subtracted, a constant that leaves the Lipschitz constant alone. With `rms=True` the output is also divided by
-    its root mean square (one number for the layer, stored likewise), which multiplies the constant by its inverse.
+    In training the means are those of the batch, and a running mean of fixed size follows them; in evaluation the
+    stored mean is subtracted, a constant that leaves the Lipschitz constant alone. With `rms=True` the output is also
+    divided by its root mean square (one number for the layer, stored likewise): this multiplies the constant by its
+    inverse.
     """
 
     bias: nn.Parameter

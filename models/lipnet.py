@@ -1,8 +1,8 @@
 """LipNet: a DeepLabV3-like network of orthogonal layers without skip connections.
 
 After Massena, Friedrich, Mamalet and Serrurier, "Fast and flexible robustness certificates for semantic segmentation",
-arXiv 2512.06010: normalisation first, a strided encoder, four dilated convolutions side by side, transposed convolutions
-as decoder, a 1x1 classifier. The widths and depths in `SIZES` are ours: the names of the sizes follow the usual ladder.
+arXiv 2512.06010: normalisation first, a strided encoder, four dilated convolutions side by side, transposed
+convolutions as decoder, a 1x1 classifier. The widths and depths in `SIZES` are ours, only the names are the paper's.
 """
 
 from dataclasses import dataclass, replace
@@ -43,6 +43,15 @@ class LipNetConfig:
         """Height and width of an image must be multiples of this."""
         return int(2 ** len(self.widths))
 
+    def resized(self, width: int) -> "LipNetConfig":
+        """The same shape with `width` channels at half resolution, and the others in proportion (even numbers)."""
+
+        def scaled(value: int) -> int:
+            return max(2, 2 * round(value * width / self.widths[0] / 2))
+
+        widths, decoder = tuple(map(scaled, self.widths)), tuple(map(scaled, self.decoder))
+        return replace(self, widths=widths, decoder=decoder, branch=scaled(self.branch))
+
 
 class _Pyramid(nn.Module):
     """Dilated convolutions side by side, concatenated and divided by the root of their number: again of norm one."""
@@ -70,9 +79,7 @@ class LipNet(nn.Module):
     Raises InputError when height or width is no multiple of `config.stride`.
     """
 
-    def __init__(
-        self, config: LipNetConfig, *, plain: bool = False, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, config: LipNetConfig, *, plain: bool = False, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
 

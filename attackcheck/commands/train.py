@@ -1,0 +1,230 @@
+"""`attackcheck train`: train a 1-Lipschitz segmentation network and write it as a checkpoint."""
+
+import argparse
+import dataclasses
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attackcheck.errors import InputError
+
+if TYPE_CHECKING:
+    from attackcheck.models.datasets import Dataset
+    from attackcheck.models.networks import Config
+    from attackcheck.models.training import Measured, Progress, Recipe
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Registers the subcommand with its options; torch is imported only when it runs."""
+    parser = subparsers.add_parser(
+        "train", help="train a 1-Lipschitz network", description="Train a 1-Lipschitz segmentation network."
+    )
+    parser.add_argument("--arch", choices=("lipnet", "isounet"), default="lipnet", help="family (%(default)s)")
+    parser.add_argument("--size", default="XS", metavar="SIZE", help="XS, S, M1, M2, L or XL (%(default)s)")
+    parser.add_argument("--width", type=int, metavar="N", help="channels at half resolution, instead of the size's")
+    parser.add_argument("--data", default="scenes:2000:1", metavar="SPEC", help="training pictures (%(default)s)")
+    parser.add_argument("--validation", metavar="SPEC", help="validation pictures; scenes have their own")
+    parser.add_argument("--crop", metavar="HxW", help="train on random crops of this size")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures per step (%(default)s)")
+    parser.add_argument("--loss", choices=("ce", "margin-ce", "hinge", "hkr"), default="ce", help="(%(default)s)")
+    parser.add_argument("--tau", type=float, default=16.0, help="temperature of the loss (%(default)s)")
+    parser.add_argument(
+        "--margin", type=float, default=0.2, help="certified radius that margin losses want (%(default)s)"
+    )
+    parser.add_argument("--focus", type=float, default=0.3, help="weight of rare classes, 0 for none (%(default)s)")
+    parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--every", type=int, default=200, metavar="N", help="steps between measurements (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the state an interrupted training left")
+    parser.add_argument("--out", default="checkpoint.pt", metavar="FILE", help="checkpoint to write (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and writes the checkpoint: 0 done, 130 interrupted with the state kept. Raises InputError for bad input."""
+    import torch
+
+    from attackcheck.models.checkpoint import save_checkpoint
+    from attackcheck.models.datasets import load_data
+    from attackcheck.models.networks import build, export
+    from attackcheck.models.training import measure
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InputError(f"expected at least one thread, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    out = Path(args.out)
+    if not out.parent.is_dir():
+        raise InputError(f"expected --out in an existing folder, but there is no {out.parent}")
+    pictures = load_data(args.data)
+    pictures, validation = _split(pictures, args.validation)
+    config, recipe = _config(args, pictures), _recipe(args)
+    if args.every < 1:
+        raise InputError(f"expected --every to be positive, got {args.every}")
+    network = build(config, seed=args.seed)
+    state = out.with_name(f"{out.name}.state")
+    last = _follow(network, pictures, recipe, validation, args.every, state, args.resume)
+    if last is None or last.step < recipe.steps:
+        sys.stderr.write(f"interrupted; the same command with --resume goes on from {state}\n")
+        return 130
+    frozen = export(network)
+    constants = frozen.constants()
+    measured = measure(frozen, validation, lipschitz=constants.pixel, classes=config.classes)
+    command = "attackcheck train " + shlex.join(_options(args))
+    card: dict[str, object] = {
+        "command": command,
+        "data": pictures.name,
+        "classes": list(pictures.classes or ()),
+        "seed": args.seed,
+        "steps": recipe.steps,
+        "seconds": round(last.seconds, 1),
+        "torch": torch.__version__,
+        "parameters": sum(value.numel() for value in frozen.parameters()),
+        "validation": validation.name,
+        "accuracy": measured.accuracy,
+        "miou": measured.miou,
+        "radius_quantiles": {str(q): r for q, r in zip((0.1, 0.25, 0.5, 0.75, 0.9), measured.radii, strict=True)},
+        "certified_accuracy": {str(r): share for r, share in zip((0.05, 0.1, 0.2), measured.certified, strict=True)},
+    }
+    save_checkpoint(out, frozen, card=card)
+    state.unlink(missing_ok=True)
+    _summary(out, measured, constants.joint, constants.pixel, card)
+    return 0
+
+
+def _split(pictures: "Dataset", spec: str | None) -> tuple["Dataset", "Dataset"]:
+    """Training and validation pictures: other scenes than those trained on, or the last tenth of anything else."""
+    from attackcheck.models.datasets import Dataset, load_data
+
+    if spec is not None:
+        return pictures, load_data(spec)
+    if pictures.name.startswith("scenes:"):
+        _, _, seed, size = pictures.name.split(":")
+        return pictures, load_data(f"scenes:32:{int(seed) + 1}:{size}")
+    kept = pictures.length - max(1, pictures.length // 10)
+    if not kept:
+        raise InputError("expected at least two pictures, got one; give --validation SPEC")
+    rest = Dataset(
+        f"{pictures.name}[{kept}:]", pictures.classes, pictures.length - kept, lambda i: pictures.read(kept + i)
+    )
+    return Dataset(f"{pictures.name}[:{kept}]", pictures.classes, kept, pictures.read), rest
+
+
+def _config(args: argparse.Namespace, pictures: "Dataset") -> "Config":
+    from attackcheck.models.networks import SIZES
+
+    sizes = SIZES[args.arch]
+    if args.size not in sizes:
+        raise InputError(f"expected a size among {', '.join(sizes)}, got {args.size!r}")
+    first = pictures[0]
+    if first.labels is None:
+        raise InputError(f"expected pictures with labels to train on, got none in {args.data}")
+    known = first.labels[first.labels != pictures.ignore]
+    classes = len(pictures.classes) if pictures.classes else int(known.max()) + 1
+    channels = first.image.shape[0]
+    config = dataclasses.replace(sizes[args.size], classes=max(2, classes), channels=channels, mean=(0.5,) * channels)
+    if args.width is not None:
+        if args.width < 2 or args.width % 2:
+            raise InputError(f"expected an even width, got {args.width}")
+        config = config.resized(args.width)
+    return config
+
+
+def _recipe(args: argparse.Namespace) -> "Recipe":
+    from attackcheck.models.training import Recipe
+
+    crop = None
+    if args.crop is not None:
+        height, x, width = args.crop.partition("x")
+        if not (x and height.isdigit() and width.isdigit()):
+            raise InputError(f"expected --crop as HxW such as 64x128, got {args.crop!r}")
+        crop = (int(height), int(width))
+    return Recipe(
+        steps=args.steps, batch=args.batch, loss=args.loss, tau=args.tau, margin=args.margin, lr=args.lr,
+        seed=args.seed, crop=crop, focus=args.focus,
+    )  # fmt: skip
+
+
+def _follow(
+    network: object, pictures: "Dataset", recipe: "Recipe", validation: "Dataset", every: int, state: Path, resume: bool
+) -> "Progress | None":
+    """Runs the training under a progress bar on stderr; Ctrl-C ends it after the step in hand, its state written."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from attackcheck.models.training import train
+
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001
+        nonlocal stopping
+        if stopping:
+            raise KeyboardInterrupt
+        stopping = True
+
+    previous = signal.signal(signal.SIGINT, stop)
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    last: Progress | None = None
+    events = train(network, pictures, recipe, validation=validation, every=every, state=state, resume=resume)  # type: ignore[arg-type]
+    try:
+        with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=recipe.steps, figures="")
+            figures = ""
+            for event in events:
+                last = event
+                if event.measured is not None:
+                    m = event.measured
+                    figures = f"accuracy {m.accuracy:.3f}  mIoU {m.miou:.3f}  radius {m.radius:.3f}"
+                    if not console.is_terminal:
+                        console.print(
+                            f"step {event.step}/{event.steps}  loss {event.loss:.4f}  {figures}", highlight=False
+                        )
+                bar.update(task, completed=event.step, figures=f"loss {event.loss:.4f}  {figures}")
+                if stopping and event.step < event.steps:
+                    break
+    finally:
+        events.close()
+        signal.signal(signal.SIGINT, previous)
+    return last
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    names = ("arch", "size", "width", "data", "validation", "crop", "steps", "batch", "loss", "tau", "margin", "focus")
+    options: list[str] = []
+    for name in (*names, "lr", "seed", "threads"):
+        value = getattr(args, name)
+        if value is not None:
+            options += [f"--{name}", str(value)]
+    return [*options, "--out", Path(args.out).name]
+
+
+def _summary(out: Path, measured: "Measured", joint: float, pixel: float, card: dict[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=f"{out}: {card['steps']} steps in {card['seconds']} s")
+    table.add_row("pixel accuracy", f"{measured.accuracy:.4f}")
+    table.add_row("mIoU", f"{measured.miou:.4f}")
+    table.add_row(
+        "certified radius, median (10 %, 90 %)",
+        f"{measured.radius:.3f} ({measured.radii[0]:.3f}, {measured.radii[-1]:.3f})",
+    )
+    table.add_row("certified accuracy at 0.05, 0.1, 0.2", ", ".join(f"{share:.3f}" for share in measured.certified))
+    table.add_row("Lipschitz constant, joint", f"{joint:.9f}")
+    table.add_row("Lipschitz constant, pixel", f"{pixel:.9f}")
+    table.add_row("parameters", f"{card['parameters']:,}")
+    Console().print(table)

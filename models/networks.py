@@ -1,0 +1,56 @@
+"""The families of networks as a table, and the way from a trained parametrisation to plain convolutions."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from attackcheck.models import isounet, lipnet
+from attackcheck.models.isounet import IsoUNet, IsoUNetConfig
+from attackcheck.models.layers import OrthogonalConv2d, OrthogonalUp2d
+from attackcheck.models.lipnet import LipNet, LipNetConfig
+
+__all__ = ["FAMILIES", "Network", "build", "describe", "export"]
+
+Network = LipNet | IsoUNet
+Config = LipNetConfig | IsoUNetConfig
+
+FAMILIES: dict[str, tuple[type[LipNet], type[LipNetConfig]] | tuple[type[IsoUNet], type[IsoUNetConfig]]] = {
+    "lipnet": (LipNet, LipNetConfig),
+    "isounet": (IsoUNet, IsoUNetConfig),
+}
+SIZES: dict[str, Mapping[str, Config]] = {"lipnet": lipnet.SIZES, "isounet": isounet.SIZES}
+
+
+def build(config: Config, *, plain: bool = False, seed: int | None = None) -> Network:
+    """The network that `config` describes; its raw matrices are drawn from `seed`."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    if isinstance(config, LipNetConfig):
+        return LipNet(config, plain=plain, generator=generator)
+    return IsoUNet(config, plain=plain, generator=generator)
+
+
+def describe(config: Config) -> dict[str, object]:
+    """`config` as a dictionary of plain values with the family's name, as it is written into checkpoints."""
+    family = "lipnet" if isinstance(config, LipNetConfig) else "isounet"
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {"family": family, **values}
+
+
+@torch.no_grad()
+def export(network: Network) -> Network:
+    """The same function as `network` in evaluation mode, of plain float32 convolutions that take no gradients.
+
+    Weights are computed in float64 and rounded once. Dense, frozen and in evaluation mode: nothing is recomputed at a
+    forward pass, and the centring has become part of the biases.
+    """
+    exact = copy.deepcopy(network).double().eval()
+    plain = build(network.config, plain=True)
+    targets: dict[str, nn.Module] = dict(plain.named_modules())
+    for name, layer in exact.named_modules():
+        if isinstance(layer, OrthogonalConv2d | OrthogonalUp2d):
+            target, frozen = targets[name], layer.freeze()
+            target.load_state_dict({"weight": frozen.weight, "bias": frozen.bias})
+    return plain.float().eval().requires_grad_(False)
