@@ -59,7 +59,7 @@ class _Affine(nn.Module):
     """What affine models share: one set of linear inequalities per pixel."""
 
     def _rows(self, height: int, width: int) -> Tensor:
-        """The map of every pixel as explicit rows over the image, (H*W, K, C*H*W) or (1, K, C) where pixels are alike."""
+        """The map of each pixel as explicit rows over the image, (H*W, K, C*H*W), or (1, K, C) where all are alike."""
         raise NotImplementedError
 
     def _logits(self, image: Tensor) -> Tensor:
@@ -83,7 +83,10 @@ class _Affine(nn.Module):
 
     @torch.no_grad()
     def flip_distance(self, image: Tensor) -> Tensor:
-        """Distance of every pixel of `image` (C, H, W) to the nearest other prediction, (H, W) float64: min over k of m_k / ||row_y - row_k||."""
+        """Distance of every pixel of `image` (C, H, W) to the nearest other prediction, (H, W) float64.
+
+        The minimum over k of the margin against class k over `||row_y - row_k||`.
+        """
         prediction = self._logits(image.double()).flatten(1).argmax(0)
         gap, gram = self._differences(image, prediction)
         lengths = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
@@ -93,7 +96,7 @@ class _Affine(nn.Module):
 
     @torch.no_grad()
     def flip_distance_to(self, image: Tensor, target: int) -> Tensor:
-        """Distance of every pixel of `image` (C, H, W) to prediction `target`, (H, W) float64: target beats all other classes."""
+        """Distance of every pixel of `image` (C, H, W) to where `target` beats all other classes, (H, W) float64."""
         count = image.shape[1] * image.shape[2]
         gap, gram = self._differences(image, torch.full((count,), target, device=image.device))
         others = [k for k in range(gap.shape[1]) if k != target]
@@ -192,7 +195,7 @@ class PiecewisePixel(nn.Module):
         return logits.flatten(1).T  # (H*W, K)
 
     def _distance(self, pixels: Tensor, piece: Piece, better: list[Tensor], worse: list[Tensor]) -> Tensor:
-        """Distance of pixels (N, C) to where, inside the piece, class better[j] reaches class worse[j] (N,) for all j."""
+        """Distance of pixels (N, C) to where, inside the piece, class better[j] reaches worse[j] (N,) for all j."""
         number, channels = pixels.shape
         rows = [piece.region.expand(number, -1, -1)]
         gaps = [piece.edge - pixels @ piece.region.T]
@@ -239,7 +242,7 @@ class PiecewisePixel(nn.Module):
 
 
 class FoldedPixel(PiecewisePixel):
-    """Logits `W |x - fold| + b` at every pixel alone: each channel is folded once, which is an isometry on each piece."""
+    """Logits `W |x - fold| + b` at every pixel alone: each channel is folded once, an isometry on each piece."""
 
     weight: Tensor
     bias: Tensor

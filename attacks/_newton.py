@@ -1,0 +1,51 @@
+"""First-order look at the clean images: the nearest classes and the way to them. Every optimiser starts here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._rows import Model, polar
+from .objectives import Objective
+
+__all__ = ["Outlook", "outlook"]
+
+
+class Outlook(NamedTuple):
+    """What the clean images tell, V candidates sorted by linearised distance, nearest first."""
+
+    objective: Objective  # bound
+    loss: Tensor  # (V, B) margins at the image
+    direction: Tensor  # (V, B, C, H, W) unit, downhill
+    distance: Tensor  # (V, B) Newton steps: margin / norm of its gradient
+
+
+def outlook(model: Model, images: Tensor, objective: Objective, classes: int, noise: Tensor) -> Outlook:
+    """One forward and up to `classes` backward passes at the clean images (B, C, H, W).
+
+    A row without a gradient gets the direction of `noise` and distance 1.
+    """
+    with torch.enable_grad():
+        points = images.detach().requires_grad_()
+        logits = model(points)
+        bound = objective.bind(logits.detach())
+        variants = bound.candidates(logits.detach(), classes)
+        goals = [variant(logits) for variant in variants]
+        gradients = [
+            torch.autograd.grad(goal.loss.sum(), points, retain_graph=i + 1 < len(goals))[0]
+            for i, goal in enumerate(goals)
+        ]
+    unit_noise, _ = polar(noise)
+    parts = [polar(-gradient, unit_noise) for gradient in gradients]
+    direction = torch.stack([part[0] for part in parts])
+    norm = torch.stack([part[1] for part in parts])  # (V, B)
+    loss = torch.stack([goal.loss.detach() for goal in goals])
+    floor = torch.finfo(images.dtype).tiny
+    distance = torch.where(norm > 0, loss.clamp_min(0) / norm.clamp_min(floor), 1)
+    # a tie at the image leaves no step to scale by; the smallest one that moves the image in this dtype
+    distance = distance.nan_to_num(nan=1.0, posinf=1.0).clamp(4 * torch.finfo(images.dtype).eps, 1e6)
+    order = distance.sort(dim=0, stable=True).indices  # (V, B)
+    wide = order.reshape(*order.shape, *[1] * (images.dim() - 1)).expand_as(direction)
+    return Outlook(bound, loss.gather(0, order), direction.gather(0, wide), distance.gather(0, order))

@@ -1,0 +1,82 @@
+"""Arithmetic on batches whose rows are independent attacks: norms, steps and random numbers, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from attackcheck.errors import InputError
+
+from .objectives import Goal, Objective
+
+__all__ = ["Box", "Generators", "Model", "across", "clip", "dot", "gaussian", "lengths", "loss_and_gradient", "polar"]
+
+Model = Callable[[Tensor], Tensor]
+Box = tuple[float, float] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def across(values: Tensor, like: Tensor) -> Tensor:
+    """Shapes one value per row (B,) so that it broadcasts over `like` (B, ...)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def lengths(x: Tensor) -> Tensor:
+    """L2 norm of each row, (B,)."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm
+
+
+def polar(x: Tensor, otherwise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Direction (B, ...) and length (B,) of each row; rows of 0, inf or NaN get `otherwise`, or 0.
+
+    Divides by the largest entry first: gradients of real networks go down to 1e-20, whose squares float32 cannot hold.
+    """
+    peak = x.flatten(1).abs().amax(1)
+    usable = (peak > 0) & (peak < torch.inf)
+    scaled = torch.where(across(usable, x), x / across(torch.where(usable, peak, 1), x), 0)
+    norm = lengths(scaled)
+    direction = scaled / across(norm.clamp_min(1), x)  # the largest entry is 1, so a usable norm is at least 1
+    if otherwise is not None:
+        direction = torch.where(across(usable, x), direction, otherwise)
+    return direction, torch.where(usable, peak * norm, 0)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product of matching rows, (B,)."""
+    return (x * y).flatten(1).sum(1)
+
+
+def clip(images: Tensor, box: Box) -> Tensor:
+    """Images cut off at the box, if there is one."""
+    return images if box is None else images.clamp(box[0], box[1])
+
+
+def gaussian(images: Tensor, generator: Generators) -> Tensor:
+    """Standard normal numbers in the shape of `images`, from one generator per row, or from one for all rows.
+
+    None means a fresh generator with seed 0 for each row, so every row gets the same numbers in any batch.
+    Numbers are drawn in float64 on the generator's device, so that dtype and device do not change them.
+    """
+    shape = images.shape[1:]
+    if generator is None:
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(images.shape)
+    elif isinstance(generator, torch.Generator):
+        noise = torch.randn(images.shape, generator=generator, dtype=torch.float64, device=generator.device)
+    else:
+        if len(generator) != images.shape[0]:
+            raise InputError(f"expected one generator per image, got {len(generator)} for {images.shape[0]} images")
+        rows = [torch.randn(shape, generator=g, dtype=torch.float64, device=g.device) for g in generator]
+        noise = torch.stack(rows) if rows else torch.empty(images.shape, dtype=torch.float64)
+    return noise.to(images)
+
+
+def loss_and_gradient(model: Model, objective: Objective, points: Tensor) -> tuple[Goal, Tensor]:
+    """The goal at `points` (B, C, H, W), detached, and the gradient of each row's loss there."""
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        goal = objective(model(points))
+        (gradient,) = torch.autograd.grad(goal.loss.sum(), points)
+    return Goal(goal.loss.detach(), goal.success), gradient

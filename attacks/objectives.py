@@ -1,0 +1,366 @@
+"""What an attack wants: logits (B, K, H, W) become one loss and one success per row.
+
+An objective is made unbound (`PixelFlip(rows, cols)`); `bind` fixes the clean prediction, which is what certificates
+are about, and the scale of the clean logits. Losses are minimised. Losses and weightings:
+margin (Carlini & Wagner 2017), dlr (Croce & Hein 2020), ce (cross-entropy of rescaled logits), js (Jensen-Shannon
+divergence from the clean distribution), segpgd (Gu et al. 2022), cospgd (Agnihotri et al. 2024).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attackcheck.errors import InputError
+
+__all__ = ["LOSSES", "Bound", "Goal", "ImageFlip", "Objective", "PixelFlip", "RegionFlip"]
+
+LOSSES = ("margin", "dlr", "ce", "js", "segpgd", "cospgd")
+_SHARPNESS = 12.0  # scale x clean margin: flat enough not to saturate, steep enough to push towards one class
+
+
+class Goal(NamedTuple):
+    """Loss (B,), minimised, and success (B,) bool, of each row."""
+
+    loss: Tensor
+    success: Tensor
+
+
+class Objective(Protocol):
+    """What optimisers ask of an objective."""
+
+    @property
+    def joint(self) -> bool:
+        """Whether several pixels have to flip together, so that one straight ray will rarely do."""
+        ...
+
+    def bind(self, logits: Tensor) -> Objective:
+        """The same objective with the clean prediction fixed from the clean logits (B, K, H, W)."""
+        ...
+
+    def __call__(self, logits: Tensor) -> Goal:
+        """Loss and success of each row."""
+        ...
+
+    def by_margin(self) -> Objective:
+        """The same goal with the margin loss, whose zero is the decision boundary."""
+        ...
+
+    def candidates(self, logits: Tensor, count: int) -> Sequence[Objective]:
+        """Up to `count` bound variants with the margin loss, each aimed at one class, most promising first."""
+        ...
+
+    def rows(self, index: Tensor) -> Objective:
+        """The objective of the rows `index` (int or bool tensor): a subset, another order or a repetition."""
+        ...
+
+
+def _rival(logits: Tensor, label: Tensor) -> Tensor:
+    """The largest logit besides `label`; logits (B, K, ...), label (B, ...)."""
+    return logits.scatter(1, label.unsqueeze(1), -torch.inf).amax(1)
+
+
+def _take(logits: Tensor, label: Tensor) -> Tensor:
+    return logits.gather(1, label.unsqueeze(1)).squeeze(1)
+
+
+def _margins(logits: Tensor, label: Tensor, target: Tensor | None, aim: Tensor | None) -> Tensor:
+    """Negative where reached: clean class over the best other (or over `aim`), or the best other over the target."""
+    if target is not None:
+        return _rival(logits, target) - _take(logits, target)
+    return _take(logits, label) - (_rival(logits, label) if aim is None else _take(logits, aim))
+
+
+def _ratio(logits: Tensor, margin: Tensor, targeted: bool) -> Tensor:
+    """Difference of logits ratio: the margin over a spread of the sorted logits."""
+    top = logits.topk(min(logits.shape[1], 4), dim=1).values
+    low = (top[:, 2] + top[:, 3]) / 2 if targeted and top.shape[1] == 4 else top[:, 2]
+    spread = top[:, 0] - low
+    return margin / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+def _divergence(logits: Tensor, clean: Tensor) -> Tensor:
+    """Jensen-Shannon divergence over classes of softmax(logits) and softmax(clean), (B, ...)."""
+    p, q = logits.log_softmax(1), clean.log_softmax(1)
+    middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
+    return ((p.exp() * (p - middle)).sum(1) + (q.exp() * (q - middle)).sum(1)) / 2
+
+
+class Bound(NamedTuple):
+    """What `bind` fixes at every pixel of the objective: trailing shape () or (H, W)."""
+
+    label: Tensor  # (B, ...)
+    scale: Tensor  # (B, ...)
+    clean: Tensor  # (B, K, ...) scaled
+
+
+class _Flip:
+    """What pixel and set objectives share: losses of every pixel, before they are summed."""
+
+    loss: str
+    target: Tensor | None
+    _aim: Tensor | None = None
+    _bound: Bound | None = None
+
+    def _check(self, target: int | Tensor | None, loss: str, losses: Sequence[str]) -> None:
+        if loss not in losses:
+            raise InputError(f"expected a loss among {', '.join(losses)}, got {loss!r}")
+        if target is not None and loss == "js":
+            raise InputError("loss 'js' has no target: choose margin, dlr or ce for a targeted attack")
+
+    def by_margin(self) -> Self:
+        """The same goal with the margin loss."""
+        plain = copy.copy(self)
+        plain.loss = "margin"
+        return plain
+
+    def fixed(self) -> Bound:
+        if self._bound is None:
+            raise InputError("expected a bound objective: call bind(clean logits) first")
+        return self._bound
+
+    def _select(self, logits: Tensor) -> Tensor:
+        """The logits this objective looks at."""
+        raise NotImplementedError
+
+    def bind(self, logits: Tensor) -> Self:
+        """The same objective with prediction and scale fixed from the clean logits (B, K, H, W)."""
+        z = self._select(logits.detach())
+        if z.shape[1] < (3 if self.loss == "dlr" else 2):
+            raise InputError(f"loss {self.loss!r} needs more than {z.shape[1]} classes: use margin or ce")
+        label = z.argmax(1)
+        margin = _take(z, label) - _rival(z, label)
+        # one scale per row: a pixel with a margin of nearly 0 must not blow up
+        typical = margin.flatten(1).mean(1) if margin.dim() > 1 else margin
+        spread = (z.amax(1) - z.amin(1)).reshape(z.shape[0], -1).mean(1)
+        tiny = torch.finfo(z.dtype).tiny
+        scale = _SHARPNESS / torch.maximum(typical, 0.05 * spread).clamp_min(tiny)
+        scale = scale.clamp_max(torch.finfo(z.dtype).max ** 0.5).reshape(-1, *[1] * (label.dim() - 1)).expand_as(label)
+        bound = copy.copy(self)
+        bound._bound = Bound(label, scale, z * scale.unsqueeze(1))
+        return bound
+
+    def _targets(self, label: Tensor) -> Tensor | None:
+        if self.target is None:
+            return None
+        return self.target.to(label.device).reshape(-1, *[1] * (label.dim() - 1)).expand_as(label)
+
+    def _reached(self, z: Tensor) -> Tensor:
+        """Which pixels show what is wanted."""
+        label = self.fixed().label
+        target = self._targets(label)
+        prediction = z.detach().argmax(1)
+        return prediction != label if target is None else prediction == target
+
+    def _margin(self, z: Tensor) -> Tensor:
+        label = self.fixed().label
+        return _margins(z, label, self._targets(label), self._aim)
+
+    def _entropy(self, z: Tensor) -> Tensor:
+        """Minus the cross-entropy of the clean class, or the cross-entropy of the target, of rescaled logits."""
+        label, scale, _ = self.fixed()
+        target = self._targets(label)
+        log = (z * scale.unsqueeze(1)).log_softmax(1)
+        return _take(log, label) if target is None else -_take(log, target)
+
+
+def _row_tensor(value: int | Tensor | None) -> Tensor | None:
+    return None if value is None else torch.as_tensor(value).reshape(-1)
+
+
+class PixelFlip(_Flip):
+    """Flips one pixel per row; `rows`, `cols` (B,) int tensors, `target` a class, one class per row (B,), or None.
+
+    loss: "margin", "dlr", "ce" or "js". A targeted row succeeds when the target wins over all other classes.
+    """
+
+    joint = False
+
+    def __init__(self, rows: Tensor, cols: Tensor, target: int | Tensor | None = None, *, loss: str = "margin") -> None:
+        self._check(target, loss, LOSSES[:4])
+        if rows.dim() != 1 or rows.shape != cols.shape:
+            raise InputError(f"expected rows and cols of one shape (B,), got {tuple(rows.shape)}, {tuple(cols.shape)}")
+        self.pixel_rows, self.pixel_cols = rows, cols
+        self.target = None if target is None else torch.as_tensor(target, device=rows.device).expand(rows.shape)
+        self.loss = loss
+
+    def _select(self, logits: Tensor) -> Tensor:
+        if logits.shape[0] != self.pixel_rows.shape[0]:
+            raise InputError(f"expected {self.pixel_rows.shape[0]} images, one per pixel, got {logits.shape[0]}")
+        index = torch.arange(logits.shape[0], device=logits.device)
+        return logits[index, :, self.pixel_rows.to(logits.device), self.pixel_cols.to(logits.device)]  # (B, K)
+
+    def __call__(self, logits: Tensor) -> Goal:
+        """Loss and success of each row."""
+        z = self._select(logits)
+        match self.loss:
+            case "ce":
+                loss = self._entropy(z)
+            case "js":
+                _, scale, clean = self.fixed()
+                loss = -_divergence(z * scale.unsqueeze(1), clean)
+            case "dlr":
+                loss = _ratio(z, self._margin(z), self.target is not None)
+            case _:
+                loss = self._margin(z)
+        return Goal(loss, self._reached(z))
+
+    def candidates(self, logits: Tensor, count: int) -> Sequence[PixelFlip]:
+        """Margins against the `count` largest other clean logits (any flip is success), or the target's own."""
+        plain = self.by_margin()
+        if self.target is not None:
+            return [plain]
+        z = self._select(logits.detach())
+        label = self.fixed().label
+        order = z.scatter(1, label.unsqueeze(1), -torch.inf).topk(max(1, min(count, z.shape[1] - 1)), dim=1).indices
+        found = []
+        for aim in order.unbind(1):
+            variant = copy.copy(plain)
+            variant._aim = aim
+            found.append(variant)
+        return found
+
+    def rows(self, index: Tensor) -> PixelFlip:
+        """The objective of the rows `index`."""
+        index = index.to(self.pixel_rows.device)
+        part = PixelFlip(self.pixel_rows[index], self.pixel_cols[index], loss=self.loss)
+        part.target = None if self.target is None else self.target[index]
+        part._aim = None if self._aim is None else self._aim[index.to(self._aim.device)]
+        part._bound = None if self._bound is None else Bound(*(t[index.to(t.device)] for t in self._bound))
+        return part
+
+
+class _SetFlip(_Flip):
+    """Flips at least `fraction` of the weight of a set of pixels."""
+
+    joint = True
+
+    def __init__(
+        self, weights: Tensor | None, target: int | Tensor | None, fraction: float, loss: str, losses: Sequence[str]
+    ) -> None:
+        self._check(target, loss, losses)
+        if not 0 < fraction <= 1:
+            raise InputError(f"expected a fraction in (0, 1], got {fraction}")
+        self.weights = weights  # (H, W) or (B, H, W), or None: every pixel counts 1
+        self.target = _row_tensor(target)
+        self.fraction, self.loss = fraction, loss
+
+    def _select(self, logits: Tensor) -> Tensor:
+        if self.weights is not None and self.weights.shape[-2:] != logits.shape[-2:]:
+            shape = tuple(self.weights.shape[-2:])
+            raise InputError(f"expected a mask or weights of the logits' size {tuple(logits.shape[-2:])}, got {shape}")
+        return logits
+
+    def _weights(self, z: Tensor) -> Tensor:
+        shape = (z.shape[0], *z.shape[2:])
+        if self.weights is None:
+            return z.new_ones(()).expand(shape)
+        return self.weights.to(z).expand(shape)
+
+    def _needed(self, margin: Tensor, weights: Tensor) -> Tensor:
+        """Weights without the pixels that need not flip: only the smallest margins that make up the fraction stay."""
+        if self.fraction == 1:
+            return weights
+        value, order = margin.detach().masked_fill(weights == 0, torch.inf).flatten(1).sort(dim=1)
+        sorted_weights = weights.flatten(1).gather(1, order)
+        total = sorted_weights.sum(1, keepdim=True)
+        before = sorted_weights.cumsum(1) - sorted_weights
+        keep = (before < self.fraction * total * (1 - 1e-6)) & (value < torch.inf)
+        kept = torch.zeros_like(sorted_weights).scatter(1, order, torch.where(keep, sorted_weights, 0))
+        return kept.reshape(weights.shape)
+
+    def __call__(self, logits: Tensor) -> Goal:
+        """Loss and success of each row."""
+        z = self._select(logits)
+        weights = self._weights(z)
+        reached = self._reached(z)
+        share = (weights * reached).sum((1, 2))
+        success = share >= self.fraction * weights.sum((1, 2)) * (1 - 1e-6)
+        return Goal((self._losses(z, weights, reached)).sum((1, 2)), success & (share > 0))
+
+    def _losses(self, z: Tensor, weights: Tensor, reached: Tensor) -> Tensor:
+        """The weighted loss of every pixel, (B, H, W)."""
+        if self.loss in ("margin", "dlr"):
+            margin = self._margin(z)
+            loss = margin if self.loss == "margin" else _ratio(z, margin, self.target is not None)
+            # weight 0 may meet an infinite value nowhere: logits are finite
+            return self._needed(margin, weights) * loss.clamp_min(0)
+        if self.loss == "js":
+            _, scale, clean = self.fixed()
+            return -weights * ~reached * _divergence(z * scale.unsqueeze(1), clean)
+        entropy = self._entropy(z)
+        if self.loss == "segpgd":
+            # the published weight of flipped pixels grows with the steps from 0 to 1/2; here with their share
+            flipped = (weights * reached).sum((1, 2), keepdim=True) / weights.sum((1, 2), keepdim=True).clamp_min(1e-12)
+            return weights * torch.where(reached, flipped / 2, 1 - flipped / 2) * entropy
+        if self.loss == "cospgd":
+            return weights * self._alignment(z) * entropy
+        return weights * ~reached * entropy
+
+    def _alignment(self, z: Tensor) -> Tensor:
+        """Cosine between the class distribution and the clean class (or its distance to the target), as a weight."""
+        label, scale, _ = self.fixed()
+        target = self._targets(label)
+        p = (z.detach() * scale.unsqueeze(1)).softmax(1)
+        cosine = _take(F.normalize(p, dim=1), label if target is None else target)
+        return cosine if target is None else 1 - cosine
+
+    def candidates(self, logits: Tensor, count: int) -> Sequence[_SetFlip]:
+        """The margin loss itself, then the set aimed as a whole at one class each, cheapest classes first."""
+        plain = self.by_margin()
+        found = [plain]
+        if self.target is None and count > 1:
+            z = self._select(logits.detach())
+            label = self.fixed().label
+            weights = self._weights(z).unsqueeze(1)
+            cost = (weights * (_take(z, label).unsqueeze(1) - z)).sum((2, 3))  # (B, K)
+            order = cost.topk(min(count - 1, cost.shape[1]), dim=1, largest=False).indices
+            for aim in order.unbind(1):
+                variant = copy.copy(plain)
+                # a pixel already of the class aimed at goes to its own runner-up instead
+                runner_up = z.scatter(1, label.unsqueeze(1), -torch.inf).argmax(1)
+                wide = aim[:, None, None].expand_as(label)
+                variant._aim = torch.where(wide == label, runner_up, wide)
+                found.append(variant)
+        return found
+
+    def rows(self, index: Tensor) -> Self:
+        """The objective of the rows `index`."""
+        part = copy.copy(self)
+        if self.weights is not None and self.weights.dim() == 3:
+            part.weights = self.weights[index.to(self.weights.device)]
+        if self.target is not None and self.target.shape[0] > 1:
+            part.target = self.target[index.to(self.target.device)]
+        part._aim = None if self._aim is None else self._aim[index.to(self._aim.device)]
+        part._bound = None if self._bound is None else Bound(*(t[index.to(t.device)] for t in self._bound))
+        return part
+
+
+class RegionFlip(_SetFlip):
+    """Flips at least `fraction` of the pixels of a region; `mask` (H, W) or (B, H, W) bool, `target` a class or None.
+
+    loss: "margin" (hinge, summed over the pixels that still have to flip), "dlr", "ce" (over unflipped pixels), "js",
+    "segpgd" or "cospgd".
+    """
+
+    def __init__(
+        self, mask: Tensor, target: int | Tensor | None = None, fraction: float = 1.0, *, loss: str = "margin"
+    ) -> None:
+        super().__init__(mask, target, fraction, loss, LOSSES)
+        if mask.dim() not in (2, 3) or mask.dtype != torch.bool:
+            raise InputError(f"expected a bool mask (H, W) or (B, H, W), got {mask.dtype} {tuple(mask.shape)}")
+
+
+class ImageFlip(_SetFlip):
+    """Flips pixels that carry at least `fraction` of an image's weight; `weights` (H, W) or (B, H, W), None: all 1.
+
+    Same losses as RegionFlip; weight 0 leaves a pixel out.
+    """
+
+    def __init__(self, fraction: float = 1.0, weights: Tensor | None = None, *, loss: str = "margin") -> None:
+        super().__init__(weights, None, fraction, loss, LOSSES)

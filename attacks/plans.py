@@ -1,0 +1,181 @@
+"""Plans: which attacks run on which objectives, with which options. Plain data, read from the table below or from TOML.
+
+name = "mine"                  # optional, the file's name by default
+[[stage]]
+attack = "ddn"                 # a name of attackcheck.attacks.registry
+objective = "pixel"            # "pixel" (default), "region", "image"; "map" for the Lipschitz ascent
+pixels = 8                     # at most this many of the chosen pixels of each image; all by default
+loss = "ce"                    # of attackcheck.attacks.objectives; "margin" by default
+eps = [0.1, 0.3]               # for attacks at a fixed budget: one run for each
+steps = 100                    # any other key is an option of the attack
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attackcheck.errors import InputError
+
+from . import registry
+
+__all__ = ["Plan", "Stage", "plan", "plan_of_attacks"]
+
+_GIVEN = {"model", "images", "objective", "box", "generator", "eps"}  # what the engine passes, not the plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack on one kind of objective; raises InputError if the attack does not know an option or the objective."""
+
+    attack: str
+    objective: str = "pixel"
+    pixels: int | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    eps: tuple[float, ...] = ()
+    loss: str = "margin"
+
+    def __post_init__(self) -> None:
+        attack = registry.get(self.attack)
+        where = f"stage {self.attack!r}"
+        if self.objective not in attack.objectives:
+            known = ", ".join(sorted(attack.objectives))
+            raise InputError(f"{where}: expected an objective among {known}, got {self.objective!r}")
+        parameters = inspect.signature(attack.function).parameters
+        options = [name for name in parameters if name not in _GIVEN]
+        for name in self.options:
+            if name not in options:
+                raise InputError(f"{where}: unknown option {name!r}, expected one of {', '.join(options)}")
+        if "eps" in parameters and not self.eps:
+            raise InputError(f"{where}: attacks at a fixed budget, give eps = [...]")
+        if self.eps and "eps" not in parameters:
+            raise InputError(f"{where}: finds its own distance, leave eps out")
+        if not all(0 < eps < float("inf") for eps in self.eps):
+            raise InputError(f"{where}: expected eps above 0, got {list(self.eps)}")
+        if self.pixels is not None and (self.objective != "pixel" or self.pixels < 1):
+            raise InputError(f"{where}: pixels = {self.pixels} needs the objective 'pixel' and at least 1")
+        _check_loss(where, self.loss, self.objective)
+
+
+def _check_loss(where: str, loss: str, objective: str) -> None:
+    from .objectives import LOSSES
+
+    allowed = {"pixel": LOSSES[:4], "map": ("margin",)}.get(objective, LOSSES)
+    if loss not in allowed:
+        raise InputError(f"{where}: expected a loss among {', '.join(allowed)}, got {loss!r}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in the order in which they run."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+
+def _quick() -> tuple[Stage, ...]:
+    return (Stage("linearised", options={"classes": 3, "rays": 1, "iterations": 0}),)
+
+
+def _standard() -> tuple[Stage, ...]:
+    return (
+        Stage("linearised"),
+        Stage("ddn", pixels=8, options={"steps": 40}),
+        Stage("cw", pixels=3, options={"steps": 20, "searches": 3}),
+        Stage("foolbox.ddn", pixels=2),
+        Stage("linearised", objective="region"),
+        Stage("ddn", objective="region", options={"steps": 40}),
+        Stage("pgd", objective="image", options={"steps": 10}, eps=(0.1, 0.3, 1.0)),
+        Stage("lipschitz", objective="map"),
+    )
+
+
+def _thorough() -> tuple[Stage, ...]:
+    return (
+        Stage("linearised", options={"classes": 20, "rays": 4, "iterations": 20, "search": 8, "refine": 6}),
+        Stage("ddn", options={"steps": 100, "classes": 20}),
+        Stage("cw", pixels=16, options={"steps": 50, "searches": 6}),
+        Stage("foolbox.ddn", pixels=8, options={"steps": 100}),
+        Stage("foolbox.deepfool", pixels=8),
+        Stage("foolbox.cw", pixels=2),
+        Stage("linearised", objective="region", options={"rays": 4, "descent": 80}),
+        Stage("ddn", objective="region", options={"steps": 100}),
+        Stage("cw", objective="region", options={"steps": 50, "searches": 5}),
+        Stage("pgd", objective="region", options={"steps": 40, "restarts": 3}, eps=(0.3, 1.0, 3.0)),
+        Stage("pgd", objective="image", options={"steps": 40, "restarts": 3}, eps=(0.05, 0.1, 0.3, 1.0, 3.0)),
+        Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="segpgd"),
+        Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="cospgd"),
+        Stage("lipschitz", objective="map", options={"steps": 150, "radii": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
+    )
+
+
+_PLANS = {"quick": _quick, "standard": _standard, "thorough": _thorough}
+
+
+def plan(name: str | Path) -> Plan:
+    """The plan "quick", "standard" or "thorough", or one read from a TOML file; raises InputError."""
+    if str(name) in _PLANS:
+        return Plan(str(name), _PLANS[str(name)]())
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise InputError(f"expected a plan among {', '.join(_PLANS)}, or a .toml file, got {str(name)!r}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"expected a plan in {path}, got: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"expected TOML in {path}, got: {error}") from error
+    return _from_toml(content, path)
+
+
+def _from_toml(content: Mapping[str, object], path: Path) -> Plan:
+    unknown = set(content) - {"name", "stage"}
+    stages = content.get("stage")
+    if unknown or not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        got = ", ".join(sorted(content)) or "nothing"
+        raise InputError(f"expected [[stage]] tables and at most a name in {path}, got {got}")
+    title = content.get("name", path.stem)
+    if not isinstance(title, str):
+        raise InputError(f"expected a string as name in {path}, got {title!r}")
+    try:
+        return Plan(title, tuple(_stage(stage) for stage in stages))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _stage(table: Mapping[str, object]) -> Stage:
+    rest = dict(table)
+    attack, objective, loss = (rest.pop(key, fallback) for key, fallback in _STRINGS.items())
+    pixels, eps = rest.pop("pixels", None), rest.pop("eps", ())
+    if not isinstance(attack, str) or not isinstance(objective, str) or not isinstance(loss, str):
+        raise InputError(f"expected strings as attack, objective and loss, got {attack!r}, {objective!r}, {loss!r}")
+    if pixels is not None and (not isinstance(pixels, int) or isinstance(pixels, bool)):
+        raise InputError(f"expected a whole number as pixels, got {pixels!r}")
+    budgets: list[float] = []
+    for value in eps if isinstance(eps, list | tuple) else [eps]:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(f"expected numbers as eps, got {eps!r}")
+        budgets.append(float(value))
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in rest.items()}
+    return Stage(attack, objective, pixels, options, tuple(budgets), loss)
+
+
+_STRINGS = {"attack": None, "objective": "pixel", "loss": "margin"}
+
+_BUDGETS = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def plan_of_attacks(names: Sequence[str]) -> Plan:
+    """A plan of these attacks at their defaults, on all chosen pixels (the Lipschitz ascent on the whole map)."""
+    if not names:
+        raise InputError(f"expected at least one attack among {', '.join(registry.names())}")
+    stages = []
+    for name in names:
+        attack = registry.get(name)
+        fixed = "eps" in inspect.signature(attack.function).parameters
+        objective = "pixel" if "pixel" in attack.objectives else "map"
+        stages.append(Stage(name, objective, eps=_BUDGETS if fixed else ()))
+    return Plan(",".join(names), tuple(stages))
