@@ -1,1 +1,61 @@
+"""Networks of norm one, exact models, training, pictures and checkpoints; imported piece by piece when asked for."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attackcheck.models.checkpoint import Loaded as Loaded
+    from attackcheck.models.checkpoint import load_checkpoint as load_checkpoint
+    from attackcheck.models.checkpoint import load_state as load_state
+    from attackcheck.models.checkpoint import save_checkpoint as save_checkpoint
+    from attackcheck.models.constants import Constants as Constants
+    from attackcheck.models.datasets import Dataset as Dataset
+    from attackcheck.models.datasets import Sample as Sample
+    from attackcheck.models.datasets import load_data as load_data
+    from attackcheck.models.isounet import IsoUNet as IsoUNet
+    from attackcheck.models.isounet import IsoUNetConfig as IsoUNetConfig
+    from attackcheck.models.lipnet import LipNet as LipNet
+    from attackcheck.models.lipnet import LipNetConfig as LipNetConfig
+    from attackcheck.models.networks import build as build
+    from attackcheck.models.networks import export as export
+    from attackcheck.models.shelf import shipped as shipped
+    from attackcheck.models.training import Measured as Measured
+    from attackcheck.models.training import Progress as Progress
+    from attackcheck.models.training import Recipe as Recipe
+    from attackcheck.models.training import measure as measure
+    from attackcheck.models.training import train as train
+
+_HOMES = {
+    "Constants": "constants",
+    "Dataset": "datasets",
+    "IsoUNet": "isounet",
+    "IsoUNetConfig": "isounet",
+    "LipNet": "lipnet",
+    "LipNetConfig": "lipnet",
+    "Loaded": "checkpoint",
+    "Measured": "training",
+    "Progress": "training",
+    "Recipe": "training",
+    "Sample": "datasets",
+    "build": "networks",
+    "export": "networks",
+    "load_checkpoint": "checkpoint",
+    "load_data": "datasets",
+    "load_state": "checkpoint",
+    "measure": "training",
+    "save_checkpoint": "checkpoint",
+    "shipped": "shelf",
+    "train": "training",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -32,7 +32,7 @@ _OWN = "give the network as --model FILE.py:NAME"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network of plain convolutions in evaluation mode, the constants claimed for it, its card, the file's SHA-256."""
+    """A network of plain convolutions in evaluation mode, the constants claimed for it, its card, the SHA-256."""
 
     model: nn.Module
     lipschitz_joint: float

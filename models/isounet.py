@@ -26,7 +26,7 @@ class IsoUNetConfig:
 
     classes: int
     channels: int = 3
-    width: int = 24
+    width: int = 16
     depth: int = 2
     before: int = 1
     after: int = 1
@@ -131,8 +131,8 @@ class IsoUNet(nn.Module):
 _XS = IsoUNetConfig(classes=7)
 SIZES: dict[str, IsoUNetConfig] = {
     "XS": _XS,
-    "S": replace(_XS, width=32, before=2, after=2),
-    "M1": replace(_XS, width=48, depth=3, before=1, after=1, head=12),
+    "S": replace(_XS, width=24, before=2, after=2),
+    "M1": replace(_XS, width=32, depth=3, before=1, after=1, head=12),
     "M2": replace(_XS, width=48, depth=3, before=2, after=2, head=12, refine=1),
     "L": replace(_XS, width=64, depth=3, before=2, after=2, bottom=4, head=16, refine=1),
     "XL": replace(_XS, width=96, depth=3, before=3, after=3, bottom=6, head=24, refine=1),

@@ -37,7 +37,8 @@ def orthonormal(raw: Tensor) -> Tensor:
         return orthonormal(raw.mT).mT
     q, r = torch.linalg.qr(raw)
     signs = torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
-    return q * signs.unsqueeze(-2)
+    result: Tensor = q * signs.unsqueeze(-2)
+    return result
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class OrthogonalConv2d(_Centred):
 
     def kernel(self) -> Tensor:
         """The kernel (O, I, k, k), differentiable in the raw parameters."""
-        weight = orthonormal(self.matrix).unflatten(1, (self.inputs, self.stride, self.stride))
+        weight = orthonormal(self.matrix).reshape(self.outputs, self.inputs, self.stride, self.stride)
         if self.planes is None:
             # One channel has no planes to project onto: the kernel is the centre tap (stride 1) or the block.
             missing = self.kernel_size - self.stride
@@ -174,7 +175,7 @@ class OrthogonalUp2d(_Centred):
 
     def kernel(self) -> Tensor:
         """The kernel (I, O, 2, 2) in the layout of nn.ConvTranspose2d, differentiable in the raw parameters."""
-        return orthonormal(self.matrix).unflatten(1, (self.outputs, 2, 2))
+        return orthonormal(self.matrix).reshape(self.inputs, self.outputs, 2, 2)
 
     def forward(self, values: Tensor) -> Tensor:
         if self.training:
@@ -191,7 +192,9 @@ class MaxMin(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         first, second = values.chunk(2, 1)
-        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], 1)
+        # As a choice rather than maximum and minimum: the same numbers, and half the time of the backward pass.
+        swap = first < second
+        return torch.cat([torch.where(swap, second, first), torch.where(swap, first, second)], 1)
 
 
 class Normalise(nn.Module):

@@ -63,7 +63,7 @@ class _Pyramid(nn.Module):
             conv(inputs, branch, 3, dilation=d, padding=padding, plain=plain, generator=generator, rms=rms)
             for d in dilations
         )
-        self.scale = len(dilations) ** -0.5
+        self.scale: float = len(dilations) ** -0.5
 
     def forward(self, values: Tensor) -> Tensor:
         return torch.cat([branch(values) for branch in self.branches], 1) * self.scale

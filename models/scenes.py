@@ -4,13 +4,15 @@ A pinhole camera 1.5 m above a straight road: sky and clouds, two rows of houses
 and people, with texture, haze, light and sensor noise. Deterministic in (seed, index, height, width).
 """
 
+import argparse
 import math
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CLASSES", "scene"]
+__all__ = ["CLASSES", "export", "scene"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -19,19 +21,24 @@ CLASSES = ("sky", "building", "road", "sidewalk", "tree", "car", "person")
 SKY, BUILDING, ROAD, SIDEWALK, TREE, CAR, PERSON = range(7)
 
 _FACADES = np.array(
-    [[0.66, 0.30, 0.22], [0.76, 0.56, 0.36], [0.58, 0.36, 0.28], [0.80, 0.66, 0.50], [0.72, 0.42, 0.34]], np.float32
-)
+    [[0.66, 0.30, 0.22], [0.76, 0.56, 0.36], [0.58, 0.36, 0.28], [0.80, 0.66, 0.50], [0.72, 0.42, 0.34],
+     [0.56, 0.52, 0.50], [0.84, 0.78, 0.58]], np.float32,
+)  # fmt: skip
 _LEAVES = np.array([[0.16, 0.40, 0.12], [0.24, 0.48, 0.14], [0.12, 0.34, 0.16], [0.34, 0.46, 0.12]], np.float32)
 _CARS = np.array(
-    [[0.08, 0.16, 0.66], [0.10, 0.10, 0.42], [0.04, 0.30, 0.74], [0.20, 0.10, 0.58], [0.02, 0.38, 0.60]], np.float32
-)
-_CLOTHES = np.array([[0.95, 0.80, 0.10], [0.98, 0.55, 0.05], [0.90, 0.10, 0.45], [0.95, 0.25, 0.60]], np.float32)
+    [[0.08, 0.16, 0.66], [0.10, 0.10, 0.42], [0.04, 0.30, 0.74], [0.76, 0.04, 0.06], [0.02, 0.38, 0.60],
+     [0.90, 0.91, 0.94], [0.07, 0.07, 0.09]], np.float32,
+)  # fmt: skip
+_CLOTHES = np.array(
+    [[0.95, 0.80, 0.10], [0.98, 0.55, 0.05], [0.90, 0.10, 0.45], [0.95, 0.25, 0.60], [0.15, 0.15, 0.45],
+     [0.10, 0.55, 0.60]], np.float32,
+)  # fmt: skip
 
 
 @lru_cache(maxsize=64)
 def _stretch(fine: int, coarse: int) -> Floats:
     """The matrix (fine, coarse) that interpolates linearly from a coarse grid of values."""
-    where = np.linspace(0, coarse - 1, fine, dtype=np.float32)
+    where: Floats = np.linspace(0, coarse - 1, fine, dtype=np.float32)
     low = np.minimum(where.astype(int), coarse - 2)
     matrix = np.zeros((fine, coarse), np.float32)
     rows = np.arange(fine)
@@ -44,7 +51,7 @@ def _smooth(rng: np.random.Generator, height: int, width: int, cells: int) -> Fl
     """Smooth noise (height, width), about unit scale, with features of height / cells pixels."""
     tall, wide = cells + 1, max(2, round(cells * width / height)) + 1
     grid = rng.standard_normal((tall, wide), dtype=np.float32)
-    result: Floats = _stretch(height, tall) @ grid @ _stretch(width, wide).T
+    result: Floats = (_stretch(height, tall) @ grid @ _stretch(width, wide).T).astype(np.float32)
     return result
 
 
@@ -101,7 +108,12 @@ class _Canvas:
 
 def _sky(canvas: _Canvas) -> None:
     rng = canvas.rng
-    top = np.array([0.36, 0.60, 0.92], np.float32) + rng.uniform(-0.06, 0.06, 3).astype(np.float32)
+    grey = np.float32(rng.random() ** 2)  # from a clear day to an overcast one
+    top = (
+        np.array([0.36, 0.60, 0.92], np.float32) * (1 - grey)
+        + np.float32(0.82) * grey
+        + rng.uniform(-0.06, 0.06, 3).astype(np.float32)
+    )
     height = np.clip(canvas.rows / canvas.horizon, 0, 1)[..., None]
     clouds = _smooth(rng, canvas.height, canvas.width, 4) + 0.5 * _smooth(rng, canvas.height, canvas.width, 9)
     cover = np.clip(0.35 * clouds + rng.uniform(-0.2, 0.35), 0, 0.9)[..., None]
@@ -269,3 +281,25 @@ def scene(seed: int, index: int, height: int = 64, width: int = 128) -> tuple[By
     image = canvas.colour * light.astype(np.float32)
     image += np.float32(rng.uniform(0.008, 0.02)) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), canvas.label
+
+
+def export(file: Path, *, count: int, seed: int, height: int = 64, width: int = 128) -> None:
+    """Writes `count` scenes as a compressed .npz: images (N, 3, H, W) and labels (N, H, W), both uint8."""
+    drawn = [scene(seed, index, height, width) for index in range(count)]
+    images = np.stack([image.transpose(2, 0, 1) for image, _ in drawn])
+    np.savez_compressed(file, images=images, labels=np.stack([labels for _, labels in drawn]))
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m attackcheck.models.scenes", description="Draw scenes to a file.")
+    parser.add_argument("--export", type=Path, required=True, metavar="FILE", help=".npz to write")
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=2512, help="no shipped network was trained on it (%(default)s)")
+    parser.add_argument("--size", default="64x128", metavar="HxW")
+    args = parser.parse_args()
+    height, _, width = args.size.partition("x")
+    export(args.export, count=args.count, seed=args.seed, height=int(height), width=int(width))
+
+
+if __name__ == "__main__":
+    _main()

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -254,7 +254,7 @@ def train(
     every: int = 100,
     state: Path | None = None,
     resume: bool = False,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Trains `network` in place, yielding a Progress after each step; at multiples of `every`, and at the end, with the
     figures of the exported network on `validation`.
 
@@ -295,7 +295,7 @@ def train(
                 recipe.loss, network(images), labels, tau=recipe.tau, margin=recipe.margin, weights=weights
             )
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise InputError(f"the loss became {value} at step {step + 1}; lower --lr")
@@ -323,7 +323,7 @@ def _restore(
         content = torch.load(state, weights_only=True, map_location="cpu")
         if content["identity"] != identity:
             raise InputError(
-                f"expected {state} to hold this network, data and recipe, got others; give the same options or another --out"
+                f"expected {state} to hold this network, data and recipe, got others; give the same options again"
             )
         network.load_state_dict(copy.deepcopy(content["network"]))
         optimiser.load_state_dict(content["optimiser"])

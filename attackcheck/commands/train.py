@@ -33,9 +33,7 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures per step (%(default)s)")
     parser.add_argument("--loss", choices=("ce", "margin-ce", "hinge", "hkr"), default="ce", help="(%(default)s)")
     parser.add_argument("--tau", type=float, default=16.0, help="temperature of the loss (%(default)s)")
-    parser.add_argument(
-        "--margin", type=float, default=0.2, help="certified radius that margin losses want (%(default)s)"
-    )
+    parser.add_argument("--margin", type=float, default=0.2, help="radius that margin losses aim for (%(default)s)")
     parser.add_argument("--focus", type=float, default=0.3, help="weight of rare classes, 0 for none (%(default)s)")
     parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -47,7 +45,7 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and writes the checkpoint: 0 done, 130 interrupted with the state kept. Raises InputError for bad input."""
+    """Trains and writes the checkpoint: 0 done, 130 interrupted with its state kept. InputError for bad input."""
     import torch
 
     from attackcheck.models.checkpoint import save_checkpoint
