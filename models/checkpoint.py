@@ -6,6 +6,7 @@ A checkpoint is a dictionary of plain values and tensors, `{"format": "attackche
 
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -59,7 +60,7 @@ def save_checkpoint(
         "architecture": describe(network.config),
         "state_dict": dict(network.state_dict()),
         "lipschitz": {"joint": claimed.joint, "pixel": claimed.pixel},
-        "card": dict(card),
+        "card": json.loads(json.dumps(dict(card))),  # plain values only: subclasses of str would be refused at loading
     }
     save_atomically(content, Path(path))
 

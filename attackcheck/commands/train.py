@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "steps": recipe.steps,
         "seconds": round(last.seconds, 1),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "parameters": sum(value.numel() for value in frozen.parameters()),
         "validation": validation.name,
         "accuracy": measured.accuracy,
