@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ._newton import Outlook, outlook
-from ._refine import shoot, shrink
+from ._refine import Track, shoot, shrink
 from ._rows import Box, Generators, Model, across, clip, dot, gaussian, lengths, loss_and_gradient, polar
 from .objectives import Objective
 
@@ -19,9 +21,9 @@ def linearised(
     objective: Objective,
     *,
     classes: int = 6,
-    rays: int = 2,
+    rays: int = 1,
     search: int = 6,
-    iterations: int = 8,
+    iterations: int = 12,
     refine: int = 4,
     descent: int = 40,
     reach: float = 8.0,
@@ -34,7 +36,7 @@ def linearised(
        boundaries, `search` points each, up to `reach` times the linearised distance (DeepFool's first step, searched).
     2. `iterations` times the margin is linearised where each ray meets the boundary, the image is projected onto that
        plane, and the ray turns part of the way to the projection (FAB, Croce & Hein 2020, with its bias towards the
-       image). The part grows after a shorter distance and shrinks, back at the best ray, after a longer one.
+       image). That part is annealed from 1/2 to 1/50.
     3. The best ray is searched again, `refine` points.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
@@ -48,75 +50,85 @@ def linearised(
         return _descend(model, images, view, rays, descent, search + refine, box)
     count = min(rays, view.direction.shape[0])
     batch = images.shape[0]
-    index = torch.arange(batch, device=images.device).repeat(count)
+    column = torch.arange(batch, device=images.device)
+    index = column.repeat(count)
     margin = view.objective.by_margin().rows(index)
     wide = images[index]  # (R*B, C, H, W)
-    direction = view.direction[:count].flatten(0, 1)
     guess, start = view.distance[:count].flatten(), view.loss[:count].flatten()
-    _, distance, success = shoot(
-        model, wide, direction, guess * 1.001, margin, start=start, steps=search, reach=reach, box=box
+    track = shoot(
+        model,
+        wide,
+        view.direction[:count].flatten(0, 1),
+        guess * 1.001,
+        margin,
+        start=start,
+        steps=search,
+        reach=reach,
+        box=box,
     )
     if iterations:
-        direction, distance, flipped = _turn(model, wide, margin, direction, distance, success, iterations, box)
-        success = success | flipped
-    # the ray that is shortest, among those that succeeded if any did
-    key = torch.where(success, distance, 1e9 + distance).reshape(count, batch)
-    chosen = key.argmin(0) * batch + torch.arange(batch, device=images.device)
-    margin = margin.rows(chosen)
-    point, _, _ = shoot(
+        direction, distance, track = _turn(model, wide, margin, track, iterations, box)
+    else:
+        direction, distance = track.direction, track.distance
+    # one ray per row: the shortest of those that ever succeeded, or of all if none did
+    length = lengths(track.points - wide)
+    key = torch.where(track.success, torch.minimum(length, distance), 1e9 + distance)
+    chosen = key.reshape(count, batch).argmin(0) * batch + column
+    last = shoot(
         model,
         images,
         direction[chosen],
-        distance[chosen] * (1 + 1e-3 * (iterations > 0)),
-        margin,
+        distance[chosen] * 1.0005,
+        margin.rows(chosen),
         start=start[chosen],
         steps=refine,
         reach=reach,
         box=box,
     )
-    return point
+    # the linearised length of the best ray may lie: never hand back less than what was seen on the way
+    length = torch.where(track.success, length, torch.inf).reshape(count, batch)
+    seen = length.argmin(0) * batch + column
+    better = last.success & (lengths(last.points - images) <= length.amin(0))
+    return torch.where(across(better | ~track.success[seen], images), last.points, track.points[seen])
 
 
 def _turn(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    direction: Tensor,
-    distance: Tensor,
-    success: Tensor,
-    iterations: int,
-    box: Box,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turns rays towards the projections of the image onto the boundaries linearised where the rays meet them."""
-    best, best_distance = direction, torch.full_like(distance, torch.inf)
-    best_plane, best_offset = direction, distance
-    flipped = success
-    part = torch.full_like(distance, 0.7)
-    t, way = distance, direction
-    for _ in range(iterations):
-        delta = clip(images + across(t, way) * way, box) - images
-        goal, gradient = loss_and_gradient(model, objective, images + delta)
-        plane, norm = polar(-gradient)
-        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        # the boundary is where plane . delta = offset, to first order
-        offset = dot(plane, delta) + goal.loss / norm
+    model: Model, images: Tensor, objective: Objective, track: Track, iterations: int, box: Box
+) -> tuple[Tensor, Tensor, Track]:
+    """Turns rays towards the projections of the image onto the boundaries linearised where the rays meet them.
+
+    Returns the directions whose linearised distance was shortest, that distance, and the closest success seen.
+    """
+    tiny = torch.finfo(images.dtype).tiny
+    points, success = track.points, track.success
+    closest = torch.where(success, lengths(points - images), torch.inf)
+    way, t = track.direction, track.distance
+    best, best_distance = way, t
+    unmeasured = torch.full_like(t, torch.inf)
+    for iteration in range(iterations):
+        point = clip(images + across(t, way) * way, box)
+        delta = point - images
+        goal, gradient = loss_and_gradient(model, objective, point)
+        norm = lengths(delta)
+        closer = goal.success & (norm < closest)
+        points, closest = torch.where(across(closer, points), point, points), torch.where(closer, norm, closest)
+        success = success | goal.success
+        plane, slope = polar(-gradient, way)
+        # to first order the boundary is where plane . delta = offset, and the ray meets it at this distance
+        offset = dot(plane, delta) + goal.loss / slope.clamp_min(tiny)
         advance = dot(plane, way)
-        # Newton along the ray: where the ray meets that plane
-        met = torch.where(advance > 0.05, offset / advance.clamp_min(0.05), torch.inf)
-        met = torch.where(met > 0.2 * t, met, torch.inf)
-        shorter = met < best_distance
-        best = torch.where(across(shorter, best), way, best)
-        best_plane = torch.where(across(shorter, best), plane, best_plane)
-        best_offset = torch.where(shorter, offset, best_offset)
-        best_distance = torch.where(shorter, met, best_distance)
-        flipped = flipped | goal.success
-        part = torch.where(shorter, (part * 1.4).clamp_max(1), part * 0.4)
-        aim = across(best_offset, best_plane) * best_plane  # projection of the image
-        mixed = across((1 - part) * best_distance, best) * best + across(part, aim) * aim
-        way, _ = polar(mixed, best)
-        t = best_offset / dot(best_plane, way).clamp_min(0.05)
-    unseen = best_distance == torch.inf
-    return torch.where(across(unseen, best), direction, best), torch.where(unseen, distance, best_distance), flipped
+        sound = (slope > 0) & (advance > 0.05) & (offset > 0.2 * t * advance)
+        met = torch.where(sound, offset / advance.clamp_min(0.05), unmeasured)
+        shorter = met < (best_distance if iteration else unmeasured)
+        best, best_distance = torch.where(across(shorter, best), way, best), torch.where(shorter, met, best_distance)
+        # a step size annealed like DDN's: the kinks of piecewise linear networks average out, and no row gets stuck
+        part = 0.02 + 0.48 * (1 + math.cos(math.pi * (iteration + 1) / iterations)) / 2
+        reached = torch.where(sound, met, torch.minimum(best_distance, 1.1 * t))
+        projection = across(torch.maximum(offset, 0.2 * t), plane) * plane
+        way, _ = polar((1 - part) * across(reached, way) * way + part * projection, way)
+        ahead = torch.where(sound, offset / dot(plane, way).clamp_min(0.05), reached)
+        t = torch.minimum(torch.maximum(ahead, 0.3 * t), 1.5 * t)
+    return best, best_distance, Track(points, way, closest, success)
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

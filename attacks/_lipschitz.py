@@ -23,8 +23,8 @@ def lipschitz_ascent(
 ) -> Tensor:
     """Maximises `||f(x + delta) - f(x)|| / ||delta||` with `||delta||` = each of `radii`, by power iteration.
 
-    delta <- radius * unit of the gradient of `||f(x + delta) - f(x)||^2 / 2`, which for an affine f is power iteration on
-    J^T J; with momentum beta below (lambda / 2)^2, where lambda is the largest squared ratio seen (Xu et al. 2018,
+    delta <- radius * unit of the gradient of `||f(x + delta) - f(x)||^2 / 2`, which for an affine f is power iteration
+    on J^T J; with momentum beta below (lambda / 2)^2, where lambda is the largest squared ratio seen (Xu et al. 2018,
     Accelerated stochastic power iteration). Logits may have any shape (B, ...).
     Returns for each image (B, C, H, W) the point of the largest ratio. Costs 1 + steps * len(radii) forward and
     steps * len(radii) backward passes.

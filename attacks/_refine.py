@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ._rows import Box, Model, across, clip
 from .objectives import Goal, Objective
 
-__all__ = ["bisect", "shoot", "shrink"]
+__all__ = ["Track", "bisect", "shoot", "shrink"]
+
+
+class Track(NamedTuple):
+    """Points (B, C, H, W), the unit directions of their rays, distances along them (B,), and which of them succeed."""
+
+    points: Tensor
+    direction: Tensor
+    distance: Tensor
+    success: Tensor
 
 
 @torch.no_grad()
@@ -53,13 +64,13 @@ def shoot(
     steps: int,
     reach: float,
     box: Box,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Track:
     """The boundary along rays from `images` in unit `direction`, first tried at distance `guess` (B,).
 
     A ray that has not flipped grows by secant steps, at most doubling, up to `reach` times its guess; once flipped, its
     bracket shrinks by false position kept inside the bracket, and every third step by bisection, since losses of sets
     have no usable slope. `start` (B,) is the loss at the image.
-    Returns the points (B, C, H, W), their distance along the ray (B,) and whether they succeed.
+    Returns the closest success on each ray, or the farthest point tried.
     """
     low, low_loss = torch.zeros_like(guess), start
     high = torch.full_like(guess, torch.inf)
@@ -87,4 +98,4 @@ def shoot(
         t = torch.where(torch.isfinite(t), t, limit)
     success = high < torch.inf
     distance = torch.where(success, high, low)
-    return clip(images + across(distance, direction) * direction, box), distance, success
+    return Track(clip(images + across(distance, direction) * direction, box), direction, distance, success)

@@ -1,9 +1,9 @@
 """Attacks of foolbox and torchattacks with the signature of ours, for one pixel at a time.
 
 Both libraries know classifiers only, so they attack a `PixelView`; both drop, reorder or stop rows together, so every
-row is attacked alone. The closest success that the library visited is returned (or its point of lowest margin), whatever
-it returns itself: on failure foolbox returns the clean image or zeros. Where their published defaults do not suit small
-radii and small logits they are replaced, in units of the row's linearised distance D and clean margin.
+row is attacked alone. What comes back is the closest success that the library visited, or its point of lowest margin,
+whatever it returns itself: on failure foolbox returns the clean image or zeros. Where their published defaults do not
+suit small radii and small logits they are replaced, in units of the row's linearised distance D and clean margin.
 Both clamp to a box without a word: with `box=None` they get one that leaves a unit of room on either side of [0, 1].
 Their use of the global random state is fenced off, seeded from the row's generator.
 """
@@ -133,9 +133,7 @@ def _attack(
 ) -> Tensor:
     """Runs a library on each row; `positive` shifts logits above zero."""
     if not isinstance(objective, PixelFlip):
-        raise InputError(
-            f"{name} attacks single pixels only, got {type(objective).__name__}: use ddn or linearised"
-        )
+        raise InputError(f"{name} attacks single pixels only, got {type(objective).__name__}: use ddn or linearised")
     if objective.target is not None and not targeted:
         raise InputError(f"{name} has no targeted mode: use linearised, ddn, cw or foolbox.ddn")
     if box is not None and images.numel() and (images.min() < box[0] or images.max() > box[1]):
