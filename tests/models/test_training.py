@@ -1,0 +1,241 @@
+"""Losses against their formulas, the loop against itself when interrupted, the command from end to end."""
+
+import argparse
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from attackcheck.commands import train as command
+from attackcheck.errors import InputError
+from attackcheck.models.checkpoint import load_checkpoint
+from attackcheck.models.datasets import Dataset, Sample, load_data
+from attackcheck.models.isounet import IsoUNetConfig
+from attackcheck.models.lipnet import LipNetConfig
+from attackcheck.models.networks import Config, build, export
+from attackcheck.models.training import LOSSES, Progress, Recipe, measure, segmentation_loss, train
+from torch import Tensor, nn
+
+TINY: Config = IsoUNetConfig(7, width=8, depth=1, bottom=1, head=4)
+DATA = load_data("scenes:12:5:32x64")
+RECIPE = Recipe(steps=6, batch=3, crop=(32, 32), focus=0.3)
+
+
+def logits_and_labels() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 4, 3, 5, generator=generator), torch.randint(0, 4, (2, 3, 5), generator=generator)
+
+
+def by_hand(name: str, z: Tensor, label: int, tau: float, margin: float) -> float:
+    others = [float(z[k]) for k in range(len(z)) if k != label]
+    gap = float(z[label]) - max(others)
+    if name in {"ce", "margin-ce"}:
+        own = float(z[label]) - (margin * math.sqrt(2) if name == "margin-ce" else 0)
+        return math.log(sum(math.exp(tau * (value - own)) for value in [own, *others])) / tau
+    hinge = max(0.0, margin * math.sqrt(2) - gap)
+    return hinge if name == "hinge" else hinge - gap / tau
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_follow_their_formulas(name: str) -> None:
+    logits, labels = logits_and_labels()
+    expected = [
+        by_hand(name, logits[b, :, i, j], int(labels[b, i, j]), 3.0, 0.4)
+        for b in range(2)
+        for i in range(3)
+        for j in range(5)
+    ]
+    loss = segmentation_loss(name, logits, labels, tau=3.0, margin=0.4)
+    assert float(loss) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_ignore_255_and_weigh_classes(name: str) -> None:
+    logits, labels = logits_and_labels()
+    holes = labels.clone()
+    holes[labels == 2] = 255
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    masked = segmentation_loss(name, logits, holes, tau=3.0, margin=0.4)
+    weighted = segmentation_loss(name, logits, labels, tau=3.0, margin=0.4, weights=weights)
+    torch.testing.assert_close(masked, weighted)
+    nothing = segmentation_loss(name, logits, torch.full_like(labels, 255), tau=3.0, margin=0.4)
+    assert float(nothing) == 0
+
+
+class Fixed(nn.Module):
+    """Logits that do not depend on the picture."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1, -1, -1)
+
+
+def test_measured_figures() -> None:
+    logits = torch.tensor([[4.0, 1.0, 0.0, 2.0], [1.0, 2.0, 3.0, 0.0], [0.0, 0.0, 1.0, 0.0]]).view(1, 3, 1, 4)
+    labels = torch.tensor([[0, 1, 0, 255]])
+    pictures = Dataset("one", None, 1, lambda _: Sample("one", torch.zeros(3, 1, 4), labels))
+    found = measure(Fixed(logits), pictures, lipschitz=2.0, classes=3)
+    assert found.pixels == 3
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.miou == pytest.approx((1 / 2 + 1 / 2) / 2)  # class 2 is absent
+    margins = torch.tensor([3.0, 1.0, 2.0]) / (2 * math.sqrt(2))
+    assert found.radius == pytest.approx(float(margins.median()))
+    assert found.certified == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+
+
+def run(config: Config, recipe: Recipe, **options: object) -> tuple[dict[str, Tensor], list[Progress]]:
+    network = build(config, seed=0)
+    events = list(train(network, DATA, recipe, **options))  # type: ignore[arg-type]
+    return network.state_dict(), events
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("config", [TINY, LipNetConfig(7, widths=(4, 8), branch=4, decoder=(4, 4))])
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(config: Config, stop: int, tmp_path: Path) -> None:
+    whole, events = run(config, RECIPE)
+    state = tmp_path / "state"
+    first = train(build(config, seed=0), DATA, RECIPE, state=state, every=2)
+    for _ in range(stop):
+        next(first)
+    first.close()
+    resumed, rest = run(config, RECIPE, state=state, resume=True)
+    assert [event.step for event in rest] == list(range(stop + 1, RECIPE.steps + 1))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-7)
+    assert rest[-1].loss == pytest.approx(events[-1].loss, rel=1e-6)
+    assert rest[-1].seconds > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_state_of_another_recipe_or_a_broken_one_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    run(TINY, RECIPE, state=state, every=3)
+    with pytest.raises(InputError, match="got others"):
+        run(TINY, Recipe(steps=7, batch=3), state=state, resume=True)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match="unreadable"):
+        run(TINY, RECIPE, state=state, resume=True)
+
+
+def test_measurements_come_at_intervals_and_at_the_end() -> None:
+    _, events = run(TINY, RECIPE, validation=load_data("scenes:2:6:32x64"), every=4)
+    assert [event.step for event in events if event.measured] == [4, 6]
+    measured = events[-1].measured
+    assert measured is not None
+    assert 0 <= measured.miou <= measured.accuracy <= 1
+    assert list(measured.radii) == sorted(measured.radii)
+
+
+def test_training_learns() -> None:
+    recipe = Recipe(steps=60, batch=4, lr=1e-2)
+    network = build(TINY, seed=0)
+    pictures = load_data("scenes:16:5:32x64")
+    before = measure(export(network), DATA, lipschitz=1, classes=7)
+    events = list(train(network, pictures, recipe))
+    after = measure(export(network), load_data("scenes:6:77:32x64"), lipschitz=1, classes=7)
+    assert events[-1].loss < events[0].loss
+    assert after.accuracy > max(0.6, before.accuracy + 0.2)
+    assert export(network).constants().joint < 1.0001
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "mse"}, {"steps": 0}, {"batch": 0}, {"tau": 0.0}, {"lr": math.nan}, {"lr": -1.0}]
+)
+def test_senseless_recipes_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        Recipe(**options)  # type: ignore[arg-type]
+
+
+def test_pictures_that_cannot_be_trained_on_are_refused() -> None:
+    bare = Dataset("bare", None, 2, lambda i: Sample(str(i), torch.zeros(3, 32, 32), None))
+    with pytest.raises(InputError, match="labels for every training picture"):
+        list(train(build(TINY), bare, RECIPE))
+    with pytest.raises(InputError, match="at least the crop 64x64"):
+        list(train(build(TINY), DATA, Recipe(steps=1, batch=1, crop=(64, 64))))
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser.add_subparsers())
+    return parser.parse_args(["train", *words])
+
+
+COMMAND = (
+    "--arch", "isounet", "--width", "8", "--data", "scenes:6:1:32x64", "--validation", "scenes:2:9:32x64",
+    "--steps", "4", "--batch", "2", "--every", "2", "--threads", "1",
+)  # fmt: skip
+
+
+def test_the_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "net.pt"
+    assert command.run(arguments(*COMMAND, "--out", str(out))) == 0
+    loaded = load_checkpoint(out)
+    assert loaded.card["steps"] == 4
+    assert loaded.card["data"] == "scenes:6:1:32x64"
+    assert str(loaded.card["command"]).startswith("attackcheck train --arch isounet")
+    assert 1 <= loaded.lipschitz_pixel <= loaded.lipschitz_joint < 1.0001
+    captured = capsys.readouterr()
+    assert "mIoU" in captured.out
+    assert "step 2/4" in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_ctrl_c_keeps_the_state_and_resume_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "net.pt"
+    assert command.run(arguments(*COMMAND, "--out", str(tmp_path / "whole.pt"))) == 0
+    from attackcheck.models import training
+
+    loss = training.segmentation_loss
+
+    def interrupted(*args: object, **options: object) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return loss(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "segmentation_loss", interrupted)
+    assert command.run(arguments(*COMMAND, "--out", str(out))) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setattr(training, "segmentation_loss", loss)
+    assert command.run(arguments(*COMMAND, "--out", str(out), "--resume")) == 0
+    whole, resumed = (load_checkpoint(path).model.state_dict() for path in (tmp_path / "whole.pt", out))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--size", "XXL"), ("--width", "7"), ("--crop", "64"), ("--data", "nothing"), ("--threads", "0"),
+     ("--out", "/nowhere/net.pt"), ("--every", "0"), ("--steps", "-1"), ("--crop", "20x20")],
+)  # fmt: skip
+def test_wrong_options_are_one_sentence(words: tuple[str, ...], tmp_path: Path) -> None:
+    out = () if "--out" in words else ("--out", str(tmp_path / "net.pt"))
+    with pytest.raises(InputError, match="expected"):
+        command.run(arguments(*COMMAND, *words, *out))
+
+
+def test_other_pictures_lend_their_last_tenth(tmp_path: Path) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (11, 3, 16, 16)), rng.integers(0, 3, (11, 16, 16))
+    np.savez(tmp_path / "a.npz", images=images.astype(np.uint8), labels=labels.astype(np.uint8))
+    words = (
+        "--arch",
+        "lipnet",
+        "--data",
+        f"arrays:{tmp_path / 'a.npz'}",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "n.pt"),
+    )
+    assert command.run(arguments(*words)) == 0
+    loaded = load_checkpoint(tmp_path / "n.pt")
+    assert str(loaded.card["validation"]).endswith("[10:]")
+    assert loaded.model(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
