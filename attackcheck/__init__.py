@@ -1,1 +1,66 @@
-"""attackcheck tries to break robustness certificates of semantic-segmentation networks."""
+"""attackcheck tries to break robustness certificates of semantic-segmentation networks, and proves what it broke.
+
+The public face is lazy: ``import attackcheck`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attackcheck.claims import ClassPairClaim as ClassPairClaim
+    from attackcheck.claims import LipschitzClaim as LipschitzClaim
+    from attackcheck.claims import RadiusClaim as RadiusClaim
+    from attackcheck.counterexample import load_counterexample as load_counterexample
+    from attackcheck.counterexample import replay as replay
+    from attackcheck.errors import InputError as InputError
+    from attackcheck.loading import load as load
+    from attackcheck.probe import Kind as Kind
+    from attackcheck.recheck import Verdict as Verdict
+    from attackcheck.report import Report as Report
+    from attackcheck.report import Violation as Violation
+    from attackcheck.subject import Subject as Subject
+    from attackcheck.verification import verify as verify
+
+_HOMES = {
+    "ClassPairClaim": "claims",
+    "InputError": "errors",
+    "Kind": "probe",
+    "LipschitzClaim": "claims",
+    "RadiusClaim": "claims",
+    "Report": "report",
+    "Subject": "subject",
+    "Verdict": "recheck",
+    "Violation": "report",
+    "load": "loading",
+    "load_counterexample": "counterexample",
+    "replay": "counterexample",
+    "verify": "verification",
+}
+
+__all__ = [
+    "ClassPairClaim",
+    "InputError",
+    "Kind",
+    "LipschitzClaim",
+    "RadiusClaim",
+    "Report",
+    "Subject",
+    "Verdict",
+    "Violation",
+    "load",
+    "load_counterexample",
+    "replay",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"attackcheck.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'attackcheck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,187 @@
+"""Units of work: one attack call on a few pixels, a region or a whole image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attackcheck.attacks import registry
+from attackcheck.attacks._refine import bisect
+from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
+from attackcheck.attacks.plans import Stage
+from attackcheck.claims import Claim
+from attackcheck.probe import Probe
+from attackcheck.recheck import Scene
+from attackcheck.regions import Region
+from attackcheck.report import RegionResult
+from attackcheck.selection import seed_of
+from attackcheck.subject import Model, Settings
+from attackcheck.tally import Tally
+
+__all__ = ["Attacker", "ImageWork", "Unit"]
+
+SLOT_BYTES = 2**28
+"""Memory for the closest points of the pixels under attack; more pixels are attacked in groups."""
+
+ROW_PIXELS = {"cpu": 2**17, "cuda": 2**22}
+"""Image pixels per attack call when the batch size is not given."""
+
+
+@dataclass
+class ImageWork:
+    """One image on its way through the attacks."""
+
+    index: int
+    name: str
+    image: Tensor  # (C, H, W) on the device
+    labels: Tensor | None  # (H, W) on the CPU
+    logits: Tensor  # (K, H, W)
+    scene: Scene
+    probe: Probe
+    pixels: Tensor  # (M, 2) chosen, on the CPU
+    regions: Sequence[Region]
+    attacked: Tensor  # (H, W) bool on the CPU: aimed at so far
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One attack call; ``group`` are the pixels whose closest points are kept meanwhile, None for sets."""
+
+    stage: Stage
+    eps: float | None
+    group: Tensor | None = None
+    pixels: Tensor | None = None  # (P, 2)
+    region: Region | None = None
+
+
+class Attacker:
+    """Runs units of work through an image's probe.
+
+    Args:
+        model: the model as deployed.
+        claim: asked for a region's joint distance.
+        settings: seed, target, box, plan, batch.
+        tally: receives results of regions and of fixed budgets.
+    """
+
+    def __init__(self, model: Model, claim: Claim, settings: Settings, tally: Tally) -> None:
+        self._model = model
+        self._claim = claim
+        self._settings = settings
+        self._tally = tally
+
+    def units(self, work: ImageWork) -> Iterator[Unit]:
+        """All units of an image: sets first, then pixels in groups that fit the memory for points."""
+        for stage in self._settings.plan.stages:
+            places: Sequence[Region | None] = work.regions if stage.objective == "region" else [None]
+            if stage.objective != "pixel":
+                yield from (Unit(stage, eps, region=place) for place in places for eps in stage.eps or (None,))
+        size = max(1, SLOT_BYTES // (work.image.numel() * work.image.element_size()))
+        for group in torch.split(work.pixels, size):
+            for stage in self._settings.plan.stages:
+                if stage.objective != "pixel":
+                    continue
+                chosen = group[self.aimed(work, stage, group)]
+                for eps in stage.eps or (None,):
+                    for chunk in torch.split(chosen, self.rows(work)):
+                        if len(chunk):
+                            yield Unit(stage, eps, group=group, pixels=chunk)
+
+    def aimed(self, work: ImageWork, stage: Stage, pixels: Tensor) -> Tensor:
+        """Which of ``pixels`` (M, 2) a stage aims at, (M,) bool; never those that are of the target class already."""
+        aimed = torch.ones(len(pixels), dtype=torch.bool)
+        if stage.pixels is not None:
+            sampled = torch.zeros_like(work.attacked)
+            chosen = work.pixels[: stage.pixels]
+            sampled[chosen[:, 0], chosen[:, 1]] = True
+            aimed &= sampled[pixels[:, 0], pixels[:, 1]]
+        if self._settings.target is not None:
+            aimed &= work.scene.predicted[pixels[:, 0], pixels[:, 1]] != self._settings.target
+        return aimed
+
+    def rows(self, work: ImageWork) -> int:
+        """Rows per attack call."""
+        if self._settings.batch is not None:
+            return self._settings.batch
+        pixels = work.image.shape[1] * work.image.shape[2]
+        return max(1, ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"]) // pixels)
+
+    def run(self, work: ImageWork, unit: Unit) -> None:
+        """Run one unit; what it visits is recorded by the image's probe."""
+        if unit.pixels is not None:
+            self._attack_pixels(work, unit.stage, unit.pixels, unit.eps)
+        else:
+            self._attack_set(work, unit)
+
+    def _attack_pixels(self, work: ImageWork, stage: Stage, pixels: Tensor, eps: float | None) -> None:
+        attack = registry.get(stage.attack)
+        seeds = [seed_of(self._settings.seed, work.index, f"{r},{c}", stage.attack) for r, c in pixels.tolist()]
+        device = work.image.device
+        objective = PixelFlip(
+            pixels[:, 0].to(device), pixels[:, 1].to(device), self._settings.target, loss=stage.loss
+        ).bind(work.logits.expand(len(pixels), *work.logits.shape))
+        images = work.image.expand(len(pixels), *work.image.shape).contiguous()
+        work.attacked[pixels[:, 0], pixels[:, 1]] = True
+        with work.probe.attributed(stage.attack):
+            found = attack.function(
+                work.probe, images, objective, generator=_generators(seeds), **self._options(stage, eps)
+            )
+            if stage.attack != "linearised":  # which ends on the boundary by itself
+                bisect(work.probe, images, found, objective)
+
+    def _attack_set(self, work: ImageWork, unit: Unit) -> None:
+        stage, region = unit.stage, unit.region
+        attack = registry.get(stage.attack)
+        images = work.image[None]
+        name = stage.objective if region is None else region.name
+        generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack)])
+        options = self._options(stage, unit.eps)
+        with work.probe.attributed(stage.attack):
+            if stage.objective == "map":
+                attack.function(work.probe, images, generator=generator, **options)
+                return
+            objective: Objective = ImageFlip(1.0, loss=stage.loss)
+            if region is not None:
+                objective = RegionFlip(region.mask, self._settings.target, region.fraction, loss=stage.loss)
+            found = attack.function(work.probe, images, objective, generator=generator, **options)
+            if region is not None and unit.eps is None:
+                found = bisect(work.probe, images, found, objective)
+        with torch.no_grad():
+            predicted = self._model(found)[0].argmax(dim=0).cpu()
+        if region is not None:
+            self._tally.regions.append(self._region_result(work, stage, region, found[0], predicted))
+        elif unit.eps is not None:
+            labels = None if work.labels is None else work.labels.numpy()
+            self._tally.add_budget(unit.eps, stage.attack, work.scene.predicted.numpy(), predicted.numpy(), labels)
+
+    def _region_result(
+        self, work: ImageWork, stage: Stage, region: Region, found: Tensor, predicted: Tensor
+    ) -> RegionResult:
+        mask = region.mask.cpu()
+        count, target = int(mask.sum()), self._settings.target
+        reached = predicted != work.scene.predicted if target is None else predicted == target
+        flipped = int((reached & mask).sum()) >= region.fraction * count * (1 - 1e-9)
+        factor, joint = self._claim.joint_factor, None
+        if factor is not None:
+            # The claim's least cost for this share of the region: its weakest pixels.
+            weakest = work.scene.radius[mask].sort().values[: math.ceil(region.fraction * count * (1 - 1e-9))]
+            joint = factor * float(weakest.norm())
+        distance = float((found.cpu().double() - work.scene.image.double()).norm()) if flipped else math.inf
+        return RegionResult(work.index, region.name, count, region.fraction, target, joint, distance, stage.attack)
+
+    def _options(self, stage: Stage, eps: float | None) -> dict[str, Any]:
+        options: dict[str, Any] = dict(stage.options)
+        if self._settings.box is not None:
+            options["box"] = self._settings.box
+        if eps is not None:
+            options["eps"] = eps
+        return options
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

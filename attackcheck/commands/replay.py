@@ -1,0 +1,76 @@
+"""`attackcheck replay`: judge a counterexample again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from attackcheck.commands.sources import add_source_arguments, check_device
+from attackcheck.errors import InputError
+
+__all__ = ["add_arguments"]
+
+
+def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="judge a counterexample again",
+        description="Judges a counterexample with nothing but the model, the file and the claim. Exit code: "
+        "1 reproduced, 0 fixed, 2 cannot check. Without a checkpoint or --model, the one named in the file is used.",
+    )
+    parser.add_argument("file", help="counterexample written by attackcheck verify")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint, state_dict (with --model) or factory")
+    add_source_arguments(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from attackcheck.counterexample import Outcome, load_counterexample, replay
+    from attackcheck.loading import load
+    from attackcheck.reporters.console import plain_console
+
+    check_device(arguments.device)
+    example = load_counterexample(Path(arguments.file))
+    recorded = example.subject
+    checkpoint = arguments.checkpoint
+    if checkpoint is None and arguments.model is None:
+        if recorded.get("factory"):
+            raise InputError(
+                f"expected --model: the counterexample was made with {recorded['factory']!r}, "
+                "and code is run only if you name it"
+            )
+        checkpoint = recorded.get("path")
+    subject = load(
+        checkpoint,
+        model=arguments.model,
+        # Where the model comes without a claim, the recorded one is judged; a stand-in lets it load.
+        lipschitz=arguments.lipschitz if arguments.lipschitz or arguments.radii else 1.0,
+        scope=arguments.scope,
+        radii=arguments.radii,
+    )
+    given = arguments.lipschitz is not None or arguments.radii is not None
+    result = replay(example, subject.model, subject.claim if given else None, device=arguments.device)
+    out = plain_console(sys.stdout)
+    where = "the logit map" if example.pixel is None else "pixel {}, {}".format(*example.pixel)
+    out.print(f"{example.kind.name} in image {example.image} ({example.image_name}), {where}, by {example.attack}")
+    changed = [
+        name
+        for name in ("sha256", "factory_sha256")
+        if recorded.get(name) and subject.meta.get(name) and recorded[name] != subject.meta[name]
+    ]
+    if changed:
+        out.print("the model is not the one that the counterexample was made with (another SHA-256)")
+    out.print(f"recorded: {_numbers(example.radius, example.distance)}")
+    if result.judgement is not None:
+        now = result.judgement
+        out.print(f"now:      {_numbers(now.bound, now.distance)}, {now.verdict.name}")
+    reason = "" if result.outcome is Outcome.REPRODUCED else f": {result.reason}"
+    out.print(f"{result.outcome.value}{reason}")
+    return {Outcome.REPRODUCED: 1, Outcome.FIXED: 0, Outcome.CANNOT_CHECK: 2}[result.outcome]
+
+
+def _numbers(radius: float, distance: float) -> str:
+    ratio = f"{radius / distance:.6f}" if distance > 0 else "inf"
+    return f"radius {radius:.9g}, distance {distance:.9g}, ratio {ratio}"

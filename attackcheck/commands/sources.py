@@ -1,0 +1,67 @@
+"""Options that say what is checked: the same names in every command."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from attackcheck.errors import InputError
+
+if TYPE_CHECKING:
+    from attackcheck.subject import Subject
+
+__all__ = ["add_source_arguments", "check_device", "load_subject", "replay_options"]
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --model, --lipschitz, --scope, --radii and --device."""
+    parser.add_argument(
+        "--model",
+        metavar="FILE.py:NAME",
+        help="factory () -> model or (model, claim); also pkg.mod:NAME. Runs that code",
+    )
+    parser.add_argument(
+        "--lipschitz", type=float, metavar="L", help="check this Lipschitz constant instead of the claim"
+    )
+    parser.add_argument(
+        "--scope", choices=("joint", "pixel"), help="what L is about: the whole logit map, or each pixel"
+    )
+    parser.add_argument("--radii", metavar="FILE.npz", help="check these radii (N, H, W); or pkg.mod:NAME, a certifier")
+    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+
+
+def load_subject(arguments: argparse.Namespace) -> Subject:
+    """The subject that these options name."""
+    from attackcheck.loading import load
+
+    check_device(arguments.device)
+    return load(
+        arguments.checkpoint,
+        model=arguments.model,
+        lipschitz=arguments.lipschitz,
+        scope=arguments.scope,
+        radii=arguments.radii,
+    )
+
+
+def check_device(device: str) -> None:
+    """Raise :class:`InputError` for a device that is not there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"expected a device that torch can use here, got {device!r}: {reason}") from None
+
+
+def replay_options(arguments: argparse.Namespace) -> list[str]:
+    """What a replay command needs beside the counterexample: model and claim as they were given."""
+    options = [] if arguments.checkpoint is None else [arguments.checkpoint]
+    for name in ("model", "lipschitz", "scope", "radii"):
+        value = getattr(arguments, name)
+        if value is not None:
+            options += [f"--{name}", f"{value}"]
+    if arguments.device != "cpu":
+        options += ["--device", arguments.device]
+    return options

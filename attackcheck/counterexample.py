@@ -1,0 +1,241 @@
+"""One violation in a file: exact pixels before and after, the claim, and how to judge it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attackcheck.arithmetic import Reference, exact_arithmetic, frozen
+from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim
+from attackcheck.errors import InputError
+from attackcheck.probe import Kind
+from attackcheck.recheck import Judge, Judgement, Scene, Verdict
+
+__all__ = ["Counterexample", "Outcome", "Replay", "digest", "load_counterexample", "replay", "save_counterexample"]
+
+VERSION = 1
+
+
+class Outcome(Enum):
+    """What became of a counterexample; the value is the sentence that is shown."""
+
+    REPRODUCED = "reproduced: the claim is broken at this point"
+    FIXED = "fixed: this point no longer breaks the claim"
+    CANNOT_CHECK = "cannot check"
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """Everything that is needed to judge one violation again, except the model.
+
+    Attributes:
+        clean, perturbed: ``(C, H, W)``, the exact numbers.
+        pixel: row and column, None for SET and LIPSCHITZ.
+        predicted, target: classes before and after at the pixel, -1 where there is no single pixel.
+        radius: what the claim says the perturbation must at least measure.
+        distance: what it measures.
+        claim: :meth:`attackcheck.claims.Claim.to_dict`.
+        subject: path and SHA-256 of the checkpoint, factory, data.
+    """
+
+    kind: Kind
+    clean: Tensor
+    perturbed: Tensor
+    pixel: tuple[int, int] | None
+    predicted: int
+    target: int
+    radius: float
+    distance: float
+    image: int
+    image_name: str
+    attack: str
+    seed: int
+    tolerance: float
+    claim: Mapping[str, Any]
+    subject: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Outcome of judging a counterexample again; ``reason`` is one sentence."""
+
+    outcome: Outcome
+    judgement: Judgement | None
+    reason: str
+
+
+def digest(image: Tensor) -> str:
+    """SHA-256 of an image's exact numbers (type, shape and bytes)."""
+    array = np.ascontiguousarray(image.detach().cpu().numpy())
+    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def save_counterexample(example: Counterexample, folder: Path) -> Path:
+    """Write a counterexample to ``folder`` under a name made of what it shows, all or nothing.
+
+    Raises:
+        InputError: if the folder or the file cannot be written.
+    """
+    where = "map" if example.pixel is None else f"r{example.pixel[0]}-c{example.pixel[1]}"
+    name = f"{example.kind.name.lower()}-image{example.image}-{where}-{digest(example.perturbed)[:8]}.npz"
+    meta = {
+        "format": "attackcheck counterexample",
+        "version": VERSION,
+        "kind": example.kind.name,
+        "pixel": example.pixel,
+        "predicted": example.predicted,
+        "target": example.target,
+        "radius": example.radius,
+        "distance": example.distance,
+        "image": example.image,
+        "image_name": example.image_name,
+        "attack": example.attack,
+        "seed": example.seed,
+        "tolerance": example.tolerance,
+        "claim": dict(example.claim),
+        "subject": dict(example.subject),
+        "clean_sha256": digest(example.clean),
+        "perturbed_sha256": digest(example.perturbed),
+    }
+    path, partial = folder / name, folder / f".{name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                clean=example.clean.cpu().numpy(),
+                perturbed=example.perturbed.cpu().numpy(),
+                meta=json.dumps(meta),
+            )
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"could not write the counterexample {path}: {error.strerror or error}") from None
+    return path
+
+
+def load_counterexample(path: Path) -> Counterexample:
+    """Read a counterexample; nothing in the file is run.
+
+    Raises:
+        InputError: if it is missing, truncated, altered or something else.
+    """
+    if not path.is_file():
+        raise InputError(f"expected a counterexample file, found none at {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            meta = json.loads(str(archive["meta"]))
+            clean, perturbed = torch.from_numpy(archive["clean"]), torch.from_numpy(archive["perturbed"])
+        if meta["format"] != "attackcheck counterexample" or meta["version"] != VERSION:
+            raise InputError(f"expected a counterexample of version {VERSION} in {path}, got {meta.get('version')!r}")
+        if (digest(clean), digest(perturbed)) != (meta["clean_sha256"], meta["perturbed_sha256"]):
+            raise InputError(f"the images in {path} do not match their own hashes: the file was altered")
+        if clean.dim() != 3 or clean.shape != perturbed.shape or not (clean.isfinite() & perturbed.isfinite()).all():
+            raise InputError(f"expected two finite images of one shape (C, H, W) in {path}")
+        pixel = None if meta["pixel"] is None else (int(meta["pixel"][0]), int(meta["pixel"][1]))
+        return Counterexample(
+            kind=Kind[meta["kind"]],
+            clean=clean,
+            perturbed=perturbed,
+            pixel=pixel,
+            predicted=int(meta["predicted"]),
+            target=int(meta["target"]),
+            radius=float(meta["radius"]),
+            distance=float(meta["distance"]),
+            image=int(meta["image"]),
+            image_name=str(meta["image_name"]),
+            attack=str(meta["attack"]),
+            seed=int(meta["seed"]),
+            tolerance=float(meta["tolerance"]),
+            claim=dict(meta["claim"]),
+            subject=dict(meta["subject"]),
+        )
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"expected a counterexample written by attackcheck in {path}, could not read it ({error})"
+        ) from None
+
+
+def claim_of(example: Counterexample) -> Claim:
+    """The claim that a counterexample was made against.
+
+    Raises:
+        InputError: if it is of an unknown kind.
+    """
+    claim = example.claim
+    source = f"recorded in the counterexample ({claim.get('source', 'given')})"
+    try:
+        if claim["kind"] == "lipschitz":
+            return LipschitzClaim(claim["L"], claim["scope"], pixel=claim["pixel"], source=source)
+        if claim["kind"] == "class-pair":
+            return ClassPairClaim(claim["L"], torch.tensor(claim["weight"], dtype=torch.float64), source=source)
+        if claim["kind"] == "radii" and example.pixel is not None:
+            radii = torch.zeros(1, *example.clean.shape[1:], dtype=torch.float64)
+            radii[0, example.pixel[0], example.pixel[1]] = example.radius
+            return RadiusClaim(radii, source=source)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the claim in the counterexample is incomplete ({error})") from None
+    raise InputError(f"expected a claim that can be rebuilt, got {claim.get('kind')!r}: give --lipschitz or --radii")
+
+
+def replay(
+    example: Counterexample, model: Callable[[Tensor], Tensor], claim: Claim | None = None, *, device: str = "cpu"
+) -> Replay:
+    """Judge a counterexample again with nothing but the model, the file and the claim.
+
+    Args:
+        example: the counterexample.
+        model: ``(B, C, H, W) -> (B, K, H, W)``.
+        claim: another claim than the recorded one.
+        device: where the model runs.
+    """
+    recorded = claim_of(example) if claim is None else claim
+    model = frozen(model)
+    image = example.clean[None].to(device)
+    with exact_arithmetic(), torch.no_grad():
+        try:
+            logits = model(image)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            return Replay(Outcome.CANNOT_CHECK, None, f"the model does not accept this image: {_first_line(error)}")
+        if logits.dim() != 4 or not bool(logits.isfinite().all()):
+            return Replay(Outcome.CANNOT_CHECK, None, f"expected finite logits, got shape {tuple(logits.shape)}")
+        judge = Judge(model, Reference(model, image), recorded, tolerance=example.tolerance, device=device)
+        radius = recorded.radii(image, logits, 0 if claim is None else example.image)
+        if radius is None:
+            return Replay(Outcome.CANNOT_CHECK, None, "the claim says nothing about this image")
+        scene = judge.scene(example.image, example.clean, logits[0], radius[0])
+        judgement = _judge(judge, scene, example)
+    if judgement is None:
+        return Replay(Outcome.CANNOT_CHECK, None, f"this claim makes no statement of kind {example.kind.name}")
+    if judgement.verdict is Verdict.VIOLATED:
+        return Replay(Outcome.REPRODUCED, judgement, judgement.verdict.value)
+    if judgement.verdict is Verdict.UNDECIDED:
+        return Replay(Outcome.CANNOT_CHECK, judgement, judgement.verdict.value)
+    return Replay(Outcome.FIXED, judgement, judgement.verdict.value)
+
+
+def _judge(judge: Judge, scene: Scene, example: Counterexample) -> Judgement | None:
+    if example.kind is Kind.PIXEL and example.pixel is not None:
+        return judge.pixel(scene, example.perturbed, *example.pixel)
+    if example.kind is Kind.TWO_BALL:
+        return judge.two_ball(scene, example.perturbed)
+    if example.kind is Kind.SET:
+        return judge.flipped_set(scene, example.perturbed)
+    return judge.expansion(scene, example.perturbed)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

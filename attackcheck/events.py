@@ -1,0 +1,77 @@
+"""What the engine says while it works. Reporters consume these and know nothing of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attackcheck.report import Report, Violation
+
+__all__ = ["Advanced", "Event", "Finding", "ImageFinished", "ImageStarted", "RunFinished", "RunStarted", "Warned"]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Nothing has been attacked yet. ``subject`` describes model, claim, data and device."""
+
+    subject: Mapping[str, Any]
+    images: int
+    plan: str
+    seed: int
+    selection: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A health check has something to say; ``code`` is stable."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ImageStarted:
+    """``work`` is the number of attack calls planned for this image."""
+
+    image: int
+    name: str
+    pixels: int
+    work: int
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """One attack call is done. ``worst`` is the largest radius / distance seen in the run so far."""
+
+    image: int
+    attack: str
+    done: int
+    work: int
+    worst: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The judge has spoken about a proposal."""
+
+    violation: Violation
+
+
+@dataclass(frozen=True)
+class ImageFinished:
+    """``attacked`` pixels of this image, ``violations`` among its findings."""
+
+    image: int
+    attacked: int
+    violations: int
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The last event, also after an interruption (``report.stopped`` says why)."""
+
+    report: Report
+
+
+Event = RunStarted | Warned | ImageStarted | Advanced | Finding | ImageFinished | RunFinished

@@ -1,0 +1,227 @@
+"""From evidence to findings: every proposal that contradicts the claim goes to the judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attackcheck.attacking import Attacker, ImageWork, Unit
+from attackcheck.attacks.plans import Stage
+from attackcheck.claims import Claim, LipschitzClaim
+from attackcheck.counterexample import Counterexample, save_counterexample
+from attackcheck.probe import Kind, Slots
+from attackcheck.recheck import Judge, Judgement, Verdict
+from attackcheck.report import Violation
+from attackcheck.subject import Model, Settings, Subject
+from attackcheck.tally import AttackedPixels, Tally
+
+__all__ = ["Examiner"]
+
+OVERTAKEN = 16
+"""Pixels per image that nobody aimed at, yet were seen flipped inside their radius, and are therefore aimed at."""
+
+
+class Examiner:
+    """Judges what a probe has seen of an image, and adds it to the sums.
+
+    Args:
+        subject: the claim, and what is written into counterexamples.
+        model: the model as deployed.
+        judge: speaks the verdicts.
+        settings: seed, tolerance, folder for counterexamples.
+        tally: receives numbers and findings.
+    """
+
+    def __init__(self, subject: Subject, model: Model, judge: Judge, settings: Settings, tally: Tally) -> None:
+        self._subject = subject
+        self._claim: Claim = subject.claim
+        self._model = model
+        self._judge = judge
+        self._settings = settings
+        self._tally = tally
+
+    def harvest(self, work: ImageWork, attacker: Attacker) -> Iterator[Violation]:
+        """Judge the pixels aimed at since the last time; their points are dropped afterwards."""
+        slots = work.probe.evidence.slots
+        pixels = torch.stack([slots.rows.cpu(), slots.columns.cpu()], dim=1)
+        aimed = work.attacked[pixels[:, 0], pixels[:, 1]]
+        if bool(aimed.any()):
+            yield from self._judge_pixels(work, slots, pixels, aimed)
+            yield from self._ask_certifier(work, slots)
+            self._add_pixels(work, attacker, slots, pixels, aimed)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        work.probe.aim(nothing, nothing)
+
+    def overtaken(self, work: ImageWork, attacker: Attacker) -> Iterator[Violation]:
+        """Aim at the worst of the pixels that nobody aimed at, yet were seen flipped inside their radius."""
+        distance = work.probe.evidence.flip_distance.cpu()
+        ratio = torch.where(work.attacked, 0.0, work.scene.radius / distance).flatten()
+        worst = ratio.topk(min(OVERTAKEN, ratio.numel()))
+        index = worst.indices[worst.values > 1.0]
+        if not len(index) or self._settings.target is not None:
+            return
+        pixels = torch.stack([index // distance.shape[1], index % distance.shape[1]], dim=1)
+        work.probe.aim(pixels[:, 0], pixels[:, 1])
+        for part in torch.split(pixels, attacker.rows(work)):
+            attacker.run(work, Unit(Stage("linearised"), None, group=pixels, pixels=part))
+        yield from self.harvest(work, attacker)
+
+    def witnesses(self, work: ImageWork) -> Iterator[Violation]:
+        """Judge the worst point of each other kind, where it contradicts the claim."""
+        seen = work.probe.evidence
+        judges = {
+            Kind.TWO_BALL: self._judge.two_ball,
+            Kind.SET: self._judge.flipped_set,
+            Kind.LIPSCHITZ: self._judge.expansion,
+        }
+        for kind, witness in seen.witnesses.items():
+            if float(witness.ratio) > 1.0:
+                judgement = judges[kind](work.scene, witness.point)
+                if judgement is not None:
+                    yield from self._find(work, judgement, int(witness.attack))
+
+    def finish(self, work: ImageWork, ignore: int) -> None:
+        """Add an image's maps, costs and largest ratios to the sums."""
+        seen, tally, radius = work.probe.evidence, self._tally, work.scene.radius
+        tally.radii.append(radius.numpy())
+        tally.flip_distances.append(seen.flip_distance.cpu().numpy())
+        tally.attacked.append(work.attacked.numpy())
+        ignored = torch.zeros_like(work.attacked) if work.labels is None else work.labels == ignore
+        tally.unchecked["ignored label"] += int((ignored & ~work.attacked).sum())
+        tally.unchecked["radius 0"] += int(((radius <= 0) & ~ignored & ~work.attacked).sum())
+        tally.unchecked["not chosen"] += int(((radius > 0) & ~ignored & ~work.attacked).sum())
+        labels = None if work.labels is None else work.labels.numpy()
+        tally.add_classes(work.scene.predicted.numpy(), radius.numpy(), labels)
+        for name, cost in zip(seen.attacks, seen.costs, strict=True):
+            objectives = [stage.objective for stage in self._settings.plan.stages if stage.attack == name]
+            tally.add_cost(name, "+".join(dict.fromkeys(objectives)), cost)
+        tally.worst_set = max(tally.worst_set, *(float(seen.witnesses[k].ratio) for k in (Kind.SET, Kind.TWO_BALL)))
+        expansion = seen.witnesses[Kind.LIPSCHITZ]
+        if int(expansion.attack) >= 0:
+            tally.add_expansion(seen.attacks[int(expansion.attack)], float(expansion.ratio))
+
+    def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Violation]:
+        radius = work.scene.radius[pixels[:, 0], pixels[:, 1]]
+        inside = aimed & (slots.distance.cpu() < radius)
+        self._tally.verdicts[Verdict.HELD.name] += int((aimed & ~inside).sum())
+        for i in inside.nonzero()[:, 0].tolist():
+            judgement = self._judge.pixel(work.scene, slots.point[i], int(pixels[i, 0]), int(pixels[i, 1]))
+            self._tally.verdicts[judgement.verdict.name] += 1
+            yield from self._find(work, judgement, int(slots.attack[i]))
+
+    def _add_pixels(self, work: ImageWork, attacker: Attacker, slots: Slots, pixels: Tensor, aimed: Tensor) -> None:
+        by_attack = {
+            name: distance.cpu()[aimed].numpy()
+            for name, distance in zip(work.probe.evidence.attacks, slots.per_attack, strict=True)
+        }
+        chosen = pixels[aimed]
+        self._tally.add_pixels(
+            AttackedPixels(
+                radius=work.scene.radius[chosen[:, 0], chosen[:, 1]].numpy(),
+                distance=slots.distance.cpu()[aimed].numpy(),
+                lipschitz_slack=self._lipschitz_slack(work, slots, attacker.rows(work))[aimed].numpy(),
+                predicted=work.scene.predicted[chosen[:, 0], chosen[:, 1]].numpy(),
+                aimed={
+                    stage.attack: attacker.aimed(work, stage, chosen).numpy()
+                    for stage in self._settings.plan.stages
+                    if stage.objective == "pixel" and stage.attack in by_attack
+                },
+                by_attack=by_attack,
+            )
+        )
+
+    def _ask_certifier(self, work: ImageWork, slots: Slots) -> Iterator[Violation]:
+        """A certifier that is a function of images: its balls at the flipped points, and a little beyond them."""
+        reached = slots.distance.isfinite().nonzero()[:, 0].tolist()
+        if self._claim.cheap or not reached or self._claim.radii(work.image[None], work.logits[None], None) is None:
+            return
+        worst, point, attack = 1.0, None, -1
+        for i in reached:
+            row, column = int(slots.rows[i]), int(slots.columns[i])
+            delta = slots.point[i] - work.image
+            beyond = torch.stack([work.image + delta * factor for factor in (1.0, 1.25, 1.5, 2.0)])
+            with torch.no_grad():
+                logits = self._model(beyond)
+            radius = self._claim.radii(beyond, logits, None)
+            if radius is None:
+                return
+            flipped = logits.argmax(dim=1)[:, row, column] != int(work.scene.predicted[row, column])
+            distance = (beyond - work.image).flatten(1).double().norm(dim=1)
+            ratio = (radius[:, row, column] + float(work.scene.radius[row, column])) / distance
+            ratio = torch.where(flipped, ratio, 0.0)
+            if float(ratio.max()) > worst:
+                worst, point, attack = float(ratio.max()), beyond[int(ratio.argmax())], int(slots.attack[i])
+        if point is not None:
+            judgement = self._judge.two_ball(work.scene, point)
+            if judgement is not None:
+                yield from self._find(work, judgement, attack)
+
+    def _find(self, work: ImageWork, judgement: Judgement, attack: int) -> Iterator[Violation]:
+        if judgement.verdict is Verdict.HELD:
+            return
+        pixel: tuple[int, int] | None = None
+        if judgement.kind in (Kind.PIXEL, Kind.TWO_BALL):
+            pixel = (int(judgement.pixels[0, 0]), int(judgement.pixels[0, 1]))
+        predicted = -1 if pixel is None else int(work.scene.predicted[pixel])
+        name = work.probe.evidence.attacks[attack] if attack >= 0 else "none"
+        path: Path | None = None
+        if judgement.verdict is Verdict.VIOLATED and self._settings.counterexamples is not None:
+            path = save_counterexample(
+                Counterexample(
+                    kind=judgement.kind,
+                    clean=work.scene.image,
+                    perturbed=judgement.perturbed,
+                    pixel=pixel,
+                    predicted=predicted,
+                    target=judgement.target,
+                    radius=judgement.bound,
+                    distance=judgement.distance,
+                    image=work.index,
+                    image_name=work.name,
+                    attack=name,
+                    seed=self._settings.seed,
+                    tolerance=self._settings.tolerance,
+                    claim=self._claim.to_dict(),
+                    subject=self._subject.meta,
+                ),
+                self._settings.counterexamples,
+            )
+        violation = Violation(
+            kind=judgement.kind,
+            verdict=judgement.verdict,
+            image=work.index,
+            image_name=work.name,
+            pixel=pixel,
+            pixels=len(judgement.pixels),
+            predicted=predicted,
+            target=judgement.target,
+            radius=judgement.bound,
+            distance=judgement.distance,
+            attack=name,
+            counterexample=path,
+        )
+        self._tally.findings.append(violation)
+        yield violation
+
+    def _lipschitz_slack(self, work: ImageWork, slots: Slots, rows: int) -> Tensor:
+        """``||grad m|| / (sqrt(2) L)`` of each slot, m the margin over the class it flipped to; NaN where unknown."""
+        slack = torch.full((len(slots.rows),), math.nan, dtype=torch.float64)
+        if not isinstance(self._claim, LipschitzClaim):
+            return slack
+        flipped = slots.distance.isfinite().nonzero()[:, 0]
+        own = work.scene.predicted.to(flipped.device)[slots.rows, slots.columns]
+        for part in torch.split(flipped, rows):
+            images = work.image.expand(len(part), *work.image.shape).clone().requires_grad_(True)
+            logits = self._model(images)
+            if not logits.requires_grad:
+                return slack
+            row = torch.arange(len(part), device=logits.device)
+            at = logits[row, :, slots.rows[part], slots.columns[part]]  # (P, K)
+            margin = at.gather(1, own[part][:, None]) - at.gather(1, slots.target[part][:, None])
+            gradient = torch.autograd.grad(margin.sum(), images)[0].flatten(1)
+            slack[part.cpu()] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).cpu() * self._claim.slope
+        return slack

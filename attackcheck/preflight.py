@@ -1,0 +1,132 @@
+"""Health checks before anything is attacked, with stable codes.
+
+Errors stop the run, since its result would mean nothing; warnings are shown with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from attackcheck.errors import InputError
+
+__all__ = ["CODES", "check_image", "check_logits", "check_model", "warnings_of"]
+
+Model = Callable[[Tensor], Tensor]
+
+CODES = {
+    "AC101": "the output is not finite",
+    "AC102": "the output has the wrong shape",
+    "AC103": "the model is in training mode",
+    "AC104": "two evaluations of one image differ",
+    "AC105": "the logits of an image depend on the rest of the batch",
+    "AC106": "no pixel is certified",
+    "AC107": "the gradient is zero",
+    "AC108": "the outputs look like probabilities",
+    "AC109": "an image is outside [0, 1] or not finite",
+    "AC110": "weights are not finite",
+    "AC111": "judged in float32, since the model does not run in float64",
+}
+
+
+def check_image(image: Tensor, name: str) -> None:
+    """``(C, H, W)``, floating point, finite, in [0, 1].
+
+    Raises:
+        InputError: AC109.
+    """
+    if image.dim() != 3 or not image.is_floating_point():
+        kind = f"{image.dtype} of shape {tuple(image.shape)}"
+        raise InputError(f"AC109: expected image {name} as floating point (C, H, W), got {kind}")
+    if not bool(image.isfinite().all()):
+        raise InputError(f"AC109: expected finite numbers in image {name}, got NaN or infinity")
+    low, high = float(image.min()), float(image.max())
+    if low < 0.0 or high > 1.0:
+        raise InputError(
+            f"AC109: expected image {name} with values in [0, 1], got {low:g} to {high:g}; "
+            "put any normalisation inside the model, where its Lipschitz constant counts"
+        )
+
+
+def check_model(model: Model) -> None:
+    """Mode and weights, before the first forward pass.
+
+    Raises:
+        InputError: AC103, AC110.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    if model.training:
+        raise InputError("AC103: expected a model in evaluation mode, got training mode; call model.eval()")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"AC110: expected finite weights, got NaN or infinity in {name!r}")
+
+
+def check_logits(model: Model, image: Tensor) -> Tensor:
+    """Logits ``(1, K, H, W)`` of one image ``(1, C, H, W)``.
+
+    Raises:
+        InputError: AC101, AC102, AC104, or what the model says of the image.
+    """
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the model does not accept images of shape {tuple(image.shape[1:])}: {reason}") from None
+    if not isinstance(logits, Tensor):
+        raise InputError(f"AC102: expected logits as one tensor (B, K, H, W), got {type(logits).__name__}")
+    expected = (1, *image.shape[2:])
+    if logits.dim() != 4 or (logits.shape[0], *logits.shape[2:]) != expected or logits.shape[1] < 2:
+        raise InputError(
+            f"AC102: expected logits of shape (1, K, {image.shape[2]}, {image.shape[3]}) with K >= 2 classes, "
+            f"got {tuple(logits.shape)}"
+        )
+    if not bool(logits.isfinite().all()):
+        raise InputError("AC101: expected finite logits, got NaN or infinity on a clean image")
+    return logits
+
+
+def warnings_of(
+    model: Model, image: Tensor, logits: Tensor, radius: Tensor, precision: str
+) -> Iterator[tuple[str, str]]:
+    """Codes and sentences about the first image ``(1, C, H, W)`` and its logits.
+
+    Raises:
+        InputError: AC104, where repeating an evaluation changes its result.
+    """
+    scale = float(logits.abs().max())
+    with torch.no_grad():
+        again = model(image)
+        both = model(torch.cat([image.flip(3), image]))[1:]
+    if not torch.equal(again, logits):
+        change = float((again - logits).abs().max())
+        if change > 1e-5 * scale:
+            raise InputError(
+                f"AC104: expected the same logits for the same image, two evaluations differ by {change:.3g}; "
+                "a certificate of a random model needs another kind of test"
+            )
+    change = float((both - logits).abs().max())
+    if change > 1e-3 * scale:
+        yield "AC105", f"the logits of an image change by {change:.3g} with the rest of the batch"
+    if not bool((radius > 0).any()):
+        yield "AC106", "every certified radius of the first image is 0: nothing is claimed there"
+    totals = logits.sum(dim=1)
+    if float(logits.min()) >= 0.0 and bool(((totals - 1.0).abs() < 1e-3).all()):
+        yield "AC108", "the outputs look like probabilities: L must be that of the probabilities, not of the logits"
+    if precision != "float64":
+        yield "AC111", "the model does not run in float64: verdicts rest on float32 with a measured error"
+    probe = image.clone().requires_grad_(True)
+    outputs = model(probe)
+    if not outputs.requires_grad:
+        yield "AC107", "no gradient flows from the logits to the image: gradient attacks cannot move"
+        return
+    top = outputs.topk(2, dim=1).values
+    gradient = torch.autograd.grad((top[:, 0] - top[:, 1]).sum(), probe)[0]
+    if not bool((gradient != 0).any()):
+        yield "AC107", "the gradient of the margins is zero everywhere: gradient attacks cannot move"

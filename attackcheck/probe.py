@@ -1,0 +1,242 @@
+"""Every forward pass is evidence: the probe stands between attacks and model and remembers what it saw.
+
+An attack calls the :class:`Probe` as if it were the model. For every point that it visits the probe compares the
+prediction with the clean one and keeps, for every pixel of the image, the smallest distance at which it was seen
+flipped; for the pixels under attack also the point itself; and the worst point of each kind of claim violation. Nothing
+here decides anything: see :mod:`attackcheck.recheck`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from attackcheck.claims import Claim
+
+__all__ = ["Cost", "Evidence", "Kind", "Probe", "Slots", "Witness"]
+
+
+class Kind(Enum):
+    """Ways to break a claim; the value is the sentence that says what was seen."""
+
+    PIXEL = "a pixel changed its class inside its certified radius"
+    TWO_BALL = "certified balls of two different classes overlap"
+    SET = "a set of pixels changed class on less than its joint budget"
+    LIPSCHITZ = "the logits moved further than the Lipschitz constant permits"
+
+
+@dataclass
+class Cost:
+    """What an attack spent: rows sent forward and backward through the model, and seconds."""
+
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Witness:
+    """The worst point seen of one kind: ``ratio`` above 1 contradicts the claim in the deployed arithmetic."""
+
+    ratio: Tensor  # () float64
+    point: Tensor  # (C, H, W)
+    attack: Tensor  # () int64
+
+
+@dataclass
+class Slots:
+    """The pixels under attack, with the closest point at which each was seen flipped."""
+
+    rows: Tensor  # (M,)
+    columns: Tensor  # (M,)
+    distance: Tensor  # (M,) float64, inf while not flipped
+    point: Tensor  # (M, C, H, W)
+    target: Tensor  # (M,) class there, -1
+    attack: Tensor  # (M,) index into the attacks, -1
+    per_attack: list[Tensor]  # of (M,), smallest distance by attack
+
+
+@dataclass
+class Evidence:
+    """What was seen of one image. Distances are float64 on the [0, 1] pixel scale, inf where no flip was seen."""
+
+    flip_distance: Tensor  # (H, W)
+    flipped_by: Tensor  # (H, W) int64, index into ``attacks``, -1 where never flipped
+    slots: Slots
+    witnesses: dict[Kind, Witness]
+    attacks: list[str] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+
+
+class Probe:
+    """The model under test, seen by attacks as a callable ``(B, C, H, W) -> (B, K, H, W)``.
+
+    Args:
+        model: the model as deployed.
+        image: ``(C, H, W)``, the clean image.
+        logits: ``(K, H, W)``, the model's logits there.
+        radius: ``(H, W)`` float64, the certified radii there.
+        claim: the claim, asked for radii and expansions at the points visited.
+        noise: L2 norm of the deployed logits' rounding, not to be taken for an expansion.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        image: Tensor,
+        logits: Tensor,
+        radius: Tensor,
+        claim: Claim,
+        *,
+        noise: float = 0.0,
+    ) -> None:
+        self._model = model
+        self._image = image
+        self._logits = logits
+        self._clean = logits.argmax(dim=0)  # (H, W)
+        self._others = torch.zeros_like(logits).scatter(0, self._clean[None], -math.inf)  # (K, H, W)
+        self._radius_here = radius.to(logits.dtype)
+        self._claim = claim
+        self._noise = noise
+        self._current = -1
+        device = image.device
+
+        def nobody() -> Witness:
+            zero = torch.zeros((), dtype=torch.float64, device=device)
+            return Witness(zero, image.clone(), torch.full((), -1, dtype=torch.int64, device=device))
+
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        self.evidence = Evidence(
+            flip_distance=torch.full_like(radius, math.inf),
+            flipped_by=torch.full(radius.shape, -1, dtype=torch.int64, device=device),
+            slots=_empty(image, none, none, 0),
+            witnesses={kind: nobody() for kind in (Kind.TWO_BALL, Kind.SET, Kind.LIPSCHITZ)},
+        )
+
+    def aim(self, rows: Tensor, columns: Tensor) -> None:
+        """Keep the closest points of these pixels ``(M,)`` from now on; those of earlier ones are dropped."""
+        device = self._image.device
+        self.evidence.slots = _empty(self._image, rows.to(device), columns.to(device), len(self.evidence.attacks))
+
+    @contextmanager
+    def attributed(self, attack: str) -> Iterator[Cost]:
+        """Points visited inside are credited to ``attack``, and so is the time."""
+        seen = self.evidence
+        if attack not in seen.attacks:
+            seen.attacks.append(attack)
+            seen.costs.append(Cost())
+            seen.slots.per_attack.append(torch.full_like(seen.slots.distance, math.inf))
+        before, self._current = self._current, seen.attacks.index(attack)
+        cost, start = seen.costs[self._current], time.perf_counter()
+        try:
+            yield cost
+        finally:
+            cost.seconds += time.perf_counter() - start
+            self._current = before
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits ``(B, K, H, W)``, differentiable in the images; the points are recorded on the way."""
+        images = images.to(self._image.dtype)
+        logits = self._model(images)
+        if self._current >= 0:
+            cost = self.evidence.costs[self._current]
+            cost.forward += images.shape[0]
+            if logits.requires_grad:
+                logits.register_hook(_count(cost, images.shape[0]))  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self._record(images.detach(), logits.detach())
+        return logits
+
+    def _record(self, images: Tensor, logits: Tensor) -> None:
+        # On a CPU this must stay far below the cost of a forward pass: argmax over classes alone would exceed it.
+        seen = self.evidence
+        distance = _row_norms(images - self._image)  # (B,)
+        usable = distance.isfinite() & (distance > 0) & logits.flatten(1).sum(dim=1).isfinite()
+        distance = torch.where(usable, distance, math.inf)
+        own = logits.gather(1, self._clean.expand(len(logits), 1, *self._clean.shape)).squeeze(1)
+        lead = (logits + self._others).amax(dim=1) - own  # (B, H, W) of the best other class; a tie is no flip
+        flipped = (lead > 0) & usable[:, None, None]
+        nearest = torch.where(flipped, distance[:, None, None], math.inf).amin(dim=0)  # (H, W)
+        closer = nearest < seen.flip_distance
+        seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
+        seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
+        if len(seen.slots.rows):
+            self._record_slots(images, distance, flipped, logits)
+        # A certifier that is a function of images may be costly: it is asked about the final points only.
+        if self._claim.cheap:
+            self._record_claim(images, logits, distance, flipped, lead)
+
+    def _record_slots(self, images: Tensor, distance: Tensor, flipped: Tensor, logits: Tensor) -> None:
+        slots = self.evidence.slots
+        reached = flipped[:, slots.rows, slots.columns]  # (B, M)
+        nearest, row = torch.where(reached, distance[:, None], math.inf).min(dim=0)  # (M,)
+        if self._current >= 0:
+            slots.per_attack[self._current] = torch.minimum(slots.per_attack[self._current], nearest)
+        closer = nearest < slots.distance
+        slots.distance = torch.where(closer, nearest, slots.distance)
+        slots.attack = torch.where(closer, self._current, slots.attack)
+        predicted = logits[row, :, slots.rows, slots.columns].argmax(dim=1)  # (M,)
+        slots.target = torch.where(closer, predicted, slots.target)
+        if closer.device.type == "cpu":  # copying only what changed would cost a synchronisation elsewhere
+            slots.point[closer] = images[row[closer]]
+        else:
+            slots.point = torch.where(closer[:, None, None, None], images[row], slots.point)
+
+    def _record_claim(self, images: Tensor, logits: Tensor, distance: Tensor, flipped: Tensor, lead: Tensor) -> None:
+        back = self._claim.way_back(lead, logits, self._clean)
+        sums = torch.where(flipped, back + self._radius_here, 0.0).flatten(1)  # (B, H * W)
+        self._keep(Kind.TWO_BALL, sums.amax(dim=1) / distance, images)
+        factor = self._claim.joint_factor
+        if factor is not None:
+            self._keep(Kind.SET, factor * torch.linalg.vector_norm(sums, dim=1) / distance, images)
+        change = logits - self._logits
+        expansion = self._claim.expansions(change, distance)
+        if expansion is not None:
+            # Rounding of the logits over a tiny distance would pass for a steep slope and crowd out the real one.
+            real = (1.0 - self._noise / _row_norms(change).clamp_min(1e-300)).clamp_min(0.0)
+            self._keep(Kind.LIPSCHITZ, expansion * real, images)
+
+    def _keep(self, kind: Kind, ratio: Tensor, images: Tensor) -> None:
+        witness = self.evidence.witnesses[kind]
+        ratio = torch.where(ratio.isfinite(), ratio, 0.0)
+        largest, row = ratio.max(dim=0)
+        worse = largest > witness.ratio
+        witness.ratio = torch.where(worse, largest, witness.ratio)
+        witness.point = torch.where(worse, images[row], witness.point)
+        witness.attack = torch.where(worse, self._current, witness.attack)
+
+
+def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int) -> Slots:
+    pixels, device = len(rows), image.device
+    infinite = torch.full((pixels,), math.inf, dtype=torch.float64, device=device)
+    nobody = torch.full((pixels,), -1, dtype=torch.int64, device=device)
+    return Slots(
+        rows=rows,
+        columns=columns,
+        distance=infinite,
+        point=image.expand(pixels, *image.shape).clone(),
+        target=nobody,
+        attack=nobody.clone(),
+        per_attack=[infinite.clone() for _ in range(attacks)],
+    )
+
+
+def _row_norms(x: Tensor) -> Tensor:
+    """L2 norm of each row in float64: short sums in the data's own precision, long ones in float64."""
+    short = torch.linalg.vector_norm(x, dim=3).flatten(1)
+    norms: Tensor = torch.linalg.vector_norm(short, dim=1, dtype=torch.float64)
+    return norms
+
+
+def _count(cost: Cost, rows: int) -> Callable[[Tensor], None]:
+    def hook(gradient: Tensor) -> None:  # noqa: ARG001
+        cost.backward += rows
+
+    return hook

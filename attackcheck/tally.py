@@ -1,0 +1,217 @@
+"""Sums over images: what the report needs, and no more than a few numbers for every attacked pixel."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attackcheck.probe import Cost
+from attackcheck.report import (
+    QUANTILES,
+    AttackSummary,
+    BudgetResult,
+    ClassSummary,
+    DetectionLimit,
+    RegionResult,
+    Violation,
+)
+
+__all__ = ["AttackedPixels", "Tally"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class AttackedPixels:
+    """Pixels of one image under attack, and how far each attack came.
+
+    ``slope`` is the norm of the gradient of the margin that was overcome, NaN where unknown; ``reach`` is the
+    perturbation norm that would suffice if the logits were linear (margin over slope).
+    """
+
+    radius: Array  # (M,)
+    distance: Array  # (M,) inf where not flipped
+    lipschitz_slack: Array  # (M,)
+    predicted: Array  # (M,)
+    aimed: dict[str, Array]  # attack -> (M,) bool: this attack was aimed at the pixel
+    by_attack: dict[str, Array]  # attack -> (M,) distance
+
+
+@dataclass
+class _Spent:
+    objective: str
+    cost: Cost = field(default_factory=Cost)
+    expansion: float = 0.0
+
+
+@dataclass
+class _PerClass:
+    pixels: int = 0
+    labelled: int = 0
+    correct: int = 0
+    radii: list[Array] = field(default_factory=list)
+
+
+@dataclass
+class _Budget:
+    images: int = 0
+    valid: int = 0
+    clean: int = 0
+    attacked: int = 0
+    stable: int = 0
+    pixels: int = 0
+
+
+class Tally:
+    """Collects results image by image.
+
+    Args:
+        ignore: the label that counts for nothing.
+    """
+
+    def __init__(self, ignore: int) -> None:
+        self._ignore = ignore
+        self.radii: list[Array] = []
+        self.flip_distances: list[Array] = []
+        self.attacked: list[Array] = []
+        self.findings: list[Violation] = []
+        self.regions: list[RegionResult] = []
+        self.verdicts: Counter[str] = Counter()
+        self.unchecked: Counter[str] = Counter()
+        self.worst_set = 0.0
+        self._pixels: list[AttackedPixels] = []
+        self._spent: dict[str, _Spent] = {}
+        self._classes: dict[int, _PerClass] = {}
+        self._budgets: dict[tuple[float, str], _Budget] = {}
+
+    @property
+    def worst_pixel(self) -> float:
+        """Largest radius / distance over attacked pixels so far."""
+        return max((float((p.radius / p.distance).max()) for p in self._pixels if len(p.radius)), default=0.0)
+
+    def add_pixels(self, pixels: AttackedPixels) -> None:
+        """Results of pixels that were aimed at."""
+        self._pixels.append(pixels)
+
+    def add_cost(self, attack: str, objective: str, cost: Cost) -> None:
+        """What an attack spent on one image."""
+        spent = self._spent.setdefault(attack, _Spent(objective))
+        spent.cost.forward += cost.forward
+        spent.cost.backward += cost.backward
+        spent.cost.seconds += cost.seconds
+
+    def add_expansion(self, attack: str, ratio: float) -> None:
+        """The largest ratio of an image between the logits' movement and what is claimed, and who witnessed it."""
+        self._spent[attack].expansion = max(self._spent[attack].expansion, ratio)
+
+    def add_classes(self, predicted: Array, radius: Array, labels: Array | None) -> None:
+        """Prediction, radii and labels (or None) of one image, ``(H, W)`` each."""
+        for index in np.unique(predicted).tolist():
+            mask = predicted == index
+            entry = self._classes.setdefault(index, _PerClass())
+            entry.pixels += int(mask.sum())
+            entry.radii.append(radius[mask].astype(np.float32))
+            if labels is not None:
+                valid = mask & (labels != self._ignore)
+                entry.labelled += int(valid.sum())
+                entry.correct += int((labels[valid] == index).sum())
+
+    def add_budget(self, eps: float, attack: str, clean: Array, attacked: Array, labels: Array | None) -> None:
+        """Predictions ``(H, W)`` of one image before and under an attack at ``eps``."""
+        entry = self._budgets.setdefault((eps, attack), _Budget())
+        entry.images += 1
+        entry.pixels += clean.size
+        entry.stable += int((clean == attacked).sum())
+        if labels is not None:
+            valid = labels != self._ignore
+            entry.valid += int(valid.sum())
+            entry.clean += int((clean == labels)[valid].sum())
+            entry.attacked += int((attacked == labels)[valid].sum())
+
+    def limit(self) -> DetectionLimit:
+        """What this run's evidence would have caught."""
+        return DetectionLimit(
+            pixel=_inverse(self.worst_pixel),
+            set=_inverse(self.worst_set),
+            map=_inverse(max((spent.expansion for spent in self._spent.values()), default=0.0)),
+        )
+
+    def attacks(self) -> tuple[AttackSummary, ...]:
+        """One summary per attack, in the order in which they first ran."""
+        return tuple(self._summary(name, spent) for name, spent in self._spent.items())
+
+    def _summary(self, name: str, spent: _Spent) -> AttackSummary:
+        chosen = [p for p in self._pixels if name in p.aimed]
+        radius = _joined([p.radius[p.aimed[name]] for p in chosen])
+        distance = _joined([p.by_attack[name][p.aimed[name]] for p in chosen])
+        slack = _joined([p.lipschitz_slack[p.aimed[name]] for p in chosen])
+        flipped = np.isfinite(distance)
+        tightness = _ratio(radius, distance)
+        known = flipped & np.isfinite(slack) & (slack > 0)
+        return AttackSummary(
+            name=name,
+            objective=spent.objective,
+            attacked=len(radius),
+            flipped=int(flipped.sum()),
+            smallest=float(distance.min()) if len(distance) else math.inf,
+            median=float(np.median(distance)) if len(distance) else math.inf,
+            tightness={q: float(np.quantile(tightness, q)) for q in QUANTILES} if len(tightness) else {},
+            lipschitz_slack=float(np.median(slack[known])) if known.any() else math.nan,
+            attack_slack=float(np.median(tightness[known] / slack[known])) if known.any() else math.nan,
+            forward=spent.cost.forward,
+            backward=spent.cost.backward,
+            seconds=spent.cost.seconds,
+            expansion=spent.expansion,
+        )
+
+    def classes(self, names: Sequence[str] | None) -> tuple[ClassSummary, ...]:
+        """One summary per predicted class."""
+        predicted = _joined([p.predicted for p in self._pixels])
+        distance = _joined([p.distance for p in self._pixels])
+        summaries = []
+        for index, entry in sorted(self._classes.items()):
+            reached = distance[predicted == index]
+            summaries.append(
+                ClassSummary(
+                    index=index,
+                    name=names[index] if names is not None and index < len(names) else str(index),
+                    pixels=entry.pixels,
+                    accuracy=entry.correct / entry.labelled if entry.labelled else None,
+                    median_radius=float(np.median(np.concatenate(entry.radii))),
+                    attacked=len(reached),
+                    median_flip_distance=float(np.median(reached)) if len(reached) else math.inf,
+                )
+            )
+        return tuple(summaries)
+
+    def budgets(self) -> tuple[BudgetResult, ...]:
+        """One result per eps and attack, smallest eps first."""
+        return tuple(
+            BudgetResult(
+                eps=eps,
+                attack=attack,
+                images=entry.images,
+                clean=entry.clean / entry.valid if entry.valid else None,
+                attacked=entry.attacked / entry.valid if entry.valid else None,
+                stability=entry.stable / entry.pixels if entry.pixels else 1.0,
+            )
+            for (eps, attack), entry in sorted(self._budgets.items())
+        )
+
+
+def _inverse(ratio: float) -> float:
+    return 1.0 / ratio if ratio > 0 else math.inf
+
+
+def _joined(parts: list[Array]) -> Array:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _ratio(radius: Array, distance: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(distance), radius / distance, 0.0)
