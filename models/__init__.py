@@ -4,26 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attackcheck.models.checkpoint import Loaded as Loaded
-    from attackcheck.models.checkpoint import load_checkpoint as load_checkpoint
-    from attackcheck.models.checkpoint import load_state as load_state
-    from attackcheck.models.checkpoint import save_checkpoint as save_checkpoint
-    from attackcheck.models.constants import Constants as Constants
-    from attackcheck.models.datasets import Dataset as Dataset
-    from attackcheck.models.datasets import Sample as Sample
-    from attackcheck.models.datasets import load_data as load_data
-    from attackcheck.models.isounet import IsoUNet as IsoUNet
-    from attackcheck.models.isounet import IsoUNetConfig as IsoUNetConfig
-    from attackcheck.models.lipnet import LipNet as LipNet
-    from attackcheck.models.lipnet import LipNetConfig as LipNetConfig
-    from attackcheck.models.networks import build as build
-    from attackcheck.models.networks import export as export
-    from attackcheck.models.shelf import shipped as shipped
-    from attackcheck.models.training import Measured as Measured
-    from attackcheck.models.training import Progress as Progress
-    from attackcheck.models.training import Recipe as Recipe
-    from attackcheck.models.training import measure as measure
-    from attackcheck.models.training import train as train
+    from .checkpoint import Loaded as Loaded
+    from .checkpoint import load_checkpoint as load_checkpoint
+    from .checkpoint import load_state as load_state
+    from .checkpoint import save_checkpoint as save_checkpoint
+    from .constants import Constants as Constants
+    from .datasets import Dataset as Dataset
+    from .datasets import Sample as Sample
+    from .datasets import load_data as load_data
+    from .isounet import IsoUNet as IsoUNet
+    from .isounet import IsoUNetConfig as IsoUNetConfig
+    from .lipnet import LipNet as LipNet
+    from .lipnet import LipNetConfig as LipNetConfig
+    from .networks import build as build
+    from .networks import export as export
+    from .shelf import shipped as shipped
+    from .training import Measured as Measured
+    from .training import Progress as Progress
+    from .training import Recipe as Recipe
+    from .training import measure as measure
+    from .training import train as train
 
 _HOMES = {
     "Constants": "constants",

@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from attackcheck.errors import InputError
-from attackcheck.models.constants import Constants
-from attackcheck.models.isounet import IsoUNetConfig
-from attackcheck.models.lipnet import LipNetConfig
-from attackcheck.models.networks import Config, Network, build, describe
+
+from .constants import Constants
+from .isounet import IsoUNetConfig
+from .networks import FAMILIES, Config, Network, build, describe
 
 __all__ = ["Loaded", "load_checkpoint", "load_state", "save_atomically", "save_checkpoint"]
 
 FORMAT, VERSION = "attackcheck", 1
-FAMILIES: dict[str, type[LipNetConfig] | type[IsoUNetConfig]] = {"lipnet": LipNetConfig, "isounet": IsoUNetConfig}
 _OWN = "give the network as --model FILE.py:NAME"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attackcheck.models.layers import Normalise
+from .layers import Normalise
 
 __all__ = ["Constants", "kernel_norm", "layer_norm", "outward"]
 

@@ -3,7 +3,7 @@
 import os
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from attackcheck.errors import InputError
-from attackcheck.models import scenes
 
-__all__ = ["SHIPPED", "Dataset", "Sample", "load_data"]
+from . import scenes
+from .shelf import SCENES
 
-SHIPPED = Path(__file__).parent / "shipped"
+__all__ = ["Dataset", "Sample", "load_data"]
+
 IGNORE = 255
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 _SPECS = "shipped, scenes[:N[:SEED[:HxW]]], folder:DIR, arrays:FILE.npz or cityscapes:DIR"
@@ -58,6 +59,9 @@ class Dataset:
             raise IndexError(index)
         return self.read(index % self.length)
 
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.read, range(self.length))
+
 
 def load_data(spec: str | None = None) -> Dataset:
     """The pictures that `spec` names; None is "shipped".
@@ -71,7 +75,7 @@ def load_data(spec: str | None = None) -> Dataset:
     kind, _, rest = (spec or "shipped").partition(":")
     match kind:
         case "shipped" if not rest:
-            pictures = _arrays(SHIPPED / "scenes.npz", "shipped")
+            pictures = _arrays(SCENES, "shipped")
             return Dataset("shipped", scenes.CLASSES, pictures.length, pictures.read)
         case "scenes":
             return _scenes(rest)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from attackcheck.models.constants import Constants, layer_norm, outward
-from attackcheck.models.layers import MaxMin, Normalise, Padding, conv, up
-from attackcheck.models.lipnet import check_size
+from .constants import Constants, layer_norm, outward
+from .layers import MaxMin, Normalise, Padding, check_size, conv, up
 
 __all__ = ["SIZES", "IsoUNet", "IsoUNetConfig"]
 

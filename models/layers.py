@@ -16,7 +16,17 @@ from torch.nn import functional as F
 
 from attackcheck.errors import InputError
 
-__all__ = ["Frozen", "MaxMin", "Normalise", "OrthogonalConv2d", "OrthogonalUp2d", "conv", "orthonormal", "up"]
+__all__ = [
+    "Frozen",
+    "MaxMin",
+    "Normalise",
+    "OrthogonalConv2d",
+    "OrthogonalUp2d",
+    "check_size",
+    "conv",
+    "orthonormal",
+    "up",
+]
 
 Padding = Literal["zeros", "circular"]
 
@@ -254,3 +264,12 @@ def _check_kernel(kernel: int, stride: int, dilation: int) -> None:
             "expected a kernel of 1, 2 with stride 2, 3 with any dilation, or 3 with stride 2, "
             f"got kernel {kernel}, stride {stride}, dilation {dilation}"
         )
+
+
+def check_size(images: Tensor, stride: int) -> None:
+    """Raises InputError unless `images` is (B, C, H, W) with H and W multiples of `stride`."""
+    if images.dim() != 4:
+        raise InputError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+    height, width = images.shape[-2:]
+    if height % stride or width % stride:
+        raise InputError(f"expected height and width divisible by {stride}, got {height}x{width}; crop or resize")

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attackcheck.errors import InputError
-from attackcheck.models.constants import Constants, layer_norm, outward
-from attackcheck.models.layers import MaxMin, Normalise, Padding, conv, up
+from .constants import Constants, layer_norm, outward
+from .layers import MaxMin, Normalise, Padding, check_size, conv, up
 
 __all__ = ["SIZES", "LipNet", "LipNetConfig"]
 
@@ -122,15 +121,6 @@ class LipNet(nn.Module):
         norm = layer_norm(self.layers)
         # Each pixel is a convex combination of logit vectors, and each logit vector serves upsample^2 pixels.
         return Constants(joint=outward(norm * self.config.upsample), pixel=norm)
-
-
-def check_size(images: Tensor, stride: int) -> None:
-    """Raises InputError unless `images` is (B, C, H, W) with H and W multiples of `stride`."""
-    if images.dim() != 4:
-        raise InputError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
-    height, width = images.shape[-2:]
-    if height % stride or width % stride:
-        raise InputError(f"expected height and width divisible by {stride}, got {height}x{width}; crop or resize")
 
 
 _XS = LipNetConfig(classes=7)

@@ -7,20 +7,17 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from attackcheck.models import isounet, lipnet
-from attackcheck.models.isounet import IsoUNet, IsoUNetConfig
-from attackcheck.models.layers import OrthogonalConv2d, OrthogonalUp2d
-from attackcheck.models.lipnet import LipNet, LipNetConfig
+from . import isounet, lipnet
+from .isounet import IsoUNet, IsoUNetConfig
+from .layers import OrthogonalConv2d, OrthogonalUp2d
+from .lipnet import LipNet, LipNetConfig
 
-__all__ = ["FAMILIES", "Network", "build", "describe", "export"]
+__all__ = ["FAMILIES", "SIZES", "Config", "Network", "build", "describe", "export"]
 
 Network = LipNet | IsoUNet
 Config = LipNetConfig | IsoUNetConfig
 
-FAMILIES: dict[str, tuple[type[LipNet], type[LipNetConfig]] | tuple[type[IsoUNet], type[IsoUNetConfig]]] = {
-    "lipnet": (LipNet, LipNetConfig),
-    "isounet": (IsoUNet, IsoUNetConfig),
-}
+FAMILIES: dict[str, type[LipNetConfig] | type[IsoUNetConfig]] = {"lipnet": LipNetConfig, "isounet": IsoUNetConfig}
 SIZES: dict[str, Mapping[str, Config]] = {"lipnet": lipnet.SIZES, "isounet": isounet.SIZES}
 
 
@@ -34,7 +31,7 @@ def build(config: Config, *, plain: bool = False, seed: int | None = None) -> Ne
 
 def describe(config: Config) -> dict[str, object]:
     """`config` as a dictionary of plain values with the family's name, as it is written into checkpoints."""
-    family = "lipnet" if isinstance(config, LipNetConfig) else "isounet"
+    family = next(name for name, kind in FAMILIES.items() if isinstance(config, kind))
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {"family": family, **values}
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attackcheck.errors import InputError
-from attackcheck.models.checkpoint import save_atomically
-from attackcheck.models.networks import Network, export
+
+from .checkpoint import save_atomically
+from .networks import Network, export
 
 __all__ = ["LOSSES", "Measured", "Progress", "Recipe", "measure", "segmentation_loss", "train"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from attackcheck.errors import InputError
 from attackcheck.models.checkpoint import load_checkpoint, load_state, save_checkpoint
 from attackcheck.models.constants import Constants
 from attackcheck.models.datasets import load_data
@@ -19,6 +18,8 @@ from attackcheck.models.lipnet import LipNetConfig
 from attackcheck.models.networks import Config, build, export
 from attackcheck.models.shelf import NAMES, shipped
 from attackcheck.models.training import measure
+
+from attackcheck.errors import InputError
 
 CONFIGS: list[Config] = [
     LipNetConfig(4, widths=(4, 6), stages=(1, 0), branch=4, decoder=(4, 4), std=(0.5, 0.4, 0.3), upsample=1),
@@ -120,8 +121,8 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path: Path, legacy:
     assert "mkdir" in message
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
     refusal(path)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), path)
     with pytest.raises(InputError, match="refused"):
-        torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), path)
         load_state(path)
     assert not (tmp_path / "trace").exists()
 

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from attackcheck.errors import InputError
 from attackcheck.models.constants import kernel_norm
 from attackcheck.models.layers import MaxMin, Normalise, OrthogonalConv2d, OrthogonalUp2d, conv, orthonormal, up
 from torch import Tensor, nn
+
+from attackcheck.errors import InputError
 
 KERNELS = [(1, 1, 1), (2, 2, 1), (3, 1, 1), (3, 1, 2), (3, 2, 1)]
 CHANNELS = [(1, 4), (2, 6), (3, 3), (5, 4), (4, 8)]
@@ -19,9 +20,9 @@ def seeded(number: int = 0) -> torch.Generator:
 
 def matrix(layer: nn.Module, channels: int, size: int = 8) -> Tensor:
     """The explicit matrix of the linear part of a layer on (channels, size, size)."""
-    zero = torch.zeros(channels, size, size, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda image: layer(image[None])[0], zero)
-    return jacobian.reshape(-1, zero.numel())
+    units = torch.eye(channels * size**2, dtype=torch.float64).view(-1, channels, size, size)
+    columns: Tensor = layer(units) - layer(torch.zeros_like(units[:1]))
+    return columns.detach().flatten(1).mT
 
 
 def stressed(layer: nn.Module) -> nn.Module:
@@ -30,7 +31,7 @@ def stressed(layer: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, value in layer.named_parameters():
             if name != "bias":
-                value += 0.5 * torch.randn(value.shape, generator=generator)
+                value.add_(torch.randn(value.shape, generator=generator), alpha=0.5)
     return layer.double().eval()
 
 
@@ -76,7 +77,8 @@ def test_gradients_reach_every_raw_parameter(kernel: int, stride: int, dilation:
     names = [name for name, _ in layer.named_parameters()]
 
     def loss(*values: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), image).pow(3).sum()
+        output: Tensor = torch.func.functional_call(layer, dict(zip(names, values, strict=True)), image)
+        return output.pow(3).sum()
 
     layer.train()
     parameters = tuple(layer.parameters())
@@ -94,13 +96,12 @@ def test_gradients_reach_every_raw_parameter(kernel: int, stride: int, dilation:
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), KERNELS)
 def test_the_plain_layer_is_the_same_function(kernel: int, stride: int, dilation: int, rms: bool) -> None:
-    options = {"stride": stride, "dilation": dilation}
-    layer = OrthogonalConv2d(3, 8, kernel, rms=rms, generator=seeded(), **options)
+    layer = OrthogonalConv2d(3, 8, kernel, stride=stride, dilation=dilation, rms=rms, generator=seeded())
     images = torch.rand(4, 3, 8, 12, generator=seeded(1))
     for _ in range(3):
         layer(images)  # moves the running mean
     layer.eval()
-    twin = conv(3, 8, kernel, plain=True, **options)
+    twin = conv(3, 8, kernel, stride=stride, dilation=dilation, plain=True)
     twin.load_state_dict(layer.freeze()._asdict())
     torch.testing.assert_close(twin(images), layer(images), rtol=0, atol=1e-6)
     if rms:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from attackcheck.commands import train as command
-from attackcheck.errors import InputError
 from attackcheck.models.checkpoint import load_checkpoint
 from attackcheck.models.datasets import Dataset, Sample, load_data
 from attackcheck.models.isounet import IsoUNetConfig
@@ -16,6 +14,9 @@ from attackcheck.models.lipnet import LipNetConfig
 from attackcheck.models.networks import Config, build, export
 from attackcheck.models.training import LOSSES, Progress, Recipe, measure, segmentation_loss, train
 from torch import Tensor, nn
+
+from attackcheck.commands import train as command
+from attackcheck.errors import InputError
 
 TINY: Config = IsoUNetConfig(7, width=8, depth=1, bottom=1, head=4)
 DATA = load_data("scenes:12:5:32x64")
