@@ -248,3 +248,12 @@ def test_wrong_state_dicts(tmp_path: Path) -> None:
         load_state(path)
     with pytest.raises(InputError, match="there is no"):
         load_state(tmp_path / "nowhere.pt")
+
+
+def test_the_face_of_the_room_is_complete() -> None:
+    import attackcheck.models as room
+
+    assert all(getattr(room, name) is not None for name in room.__all__)
+    assert set(room.__all__) <= set(dir(room))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = room.nothing

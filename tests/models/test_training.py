@@ -3,6 +3,8 @@
 import argparse
 import math
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from attackcheck.models.checkpoint import load_checkpoint
 from attackcheck.models.datasets import Dataset, Sample, load_data
 from attackcheck.models.isounet import IsoUNetConfig
 from attackcheck.models.lipnet import LipNetConfig
+from attackcheck.models.losses import LOSSES, segmentation_loss
 from attackcheck.models.networks import Config, build, export
-from attackcheck.models.training import LOSSES, Progress, Recipe, measure, segmentation_loss, train
+from attackcheck.models.training import Progress, Recipe, measure, train
 from torch import Tensor, nn
 
 from attackcheck.commands import train as command
@@ -190,23 +193,28 @@ def test_ctrl_c_keeps_the_state_and_resume_goes_on(
 ) -> None:
     out = tmp_path / "net.pt"
     assert command.run(arguments(*COMMAND, "--out", str(tmp_path / "whole.pt"))) == 0
-    from attackcheck.models import training
-
-    loss = training.segmentation_loss
 
     def interrupted(*args: object, **options: object) -> Tensor:
         signal.raise_signal(signal.SIGINT)
-        return loss(*args, **options)  # type: ignore[arg-type]
+        return segmentation_loss(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "segmentation_loss", interrupted)
+    monkeypatch.setattr("attackcheck.models.training.segmentation_loss", interrupted)
     assert command.run(arguments(*COMMAND, "--out", str(out))) == 130
     assert "--resume" in capsys.readouterr().err
     assert not out.exists()
-    monkeypatch.setattr(training, "segmentation_loss", loss)
+    monkeypatch.undo()
     assert command.run(arguments(*COMMAND, "--out", str(out), "--resume")) == 0
     whole, resumed = (load_checkpoint(path).model.state_dict() for path in (tmp_path / "whole.pt", out))
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6)
+
+
+def test_parsing_the_command_line_needs_no_torch() -> None:
+    code = (
+        "import argparse, sys, attackcheck.models; from attackcheck.commands import train;"
+        "train.add_arguments(argparse.ArgumentParser().add_subparsers()); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
