@@ -20,7 +20,7 @@ def cw(
     *,
     steps: int = 25,
     searches: int = 4,
-    init_const: float = 4.0,
+    init_const: float = 8.0,
     rate: float = 0.1,
     classes: int = 6,
     refine: int = 8,
@@ -48,7 +48,7 @@ def cw(
 
     c = torch.full_like(unit, init_const)
     low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
-    best, best_norm = images + start, torch.full_like(c, torch.inf)
+    best, best_norm = clip(images + start, box), torch.full_like(c, torch.inf)
     lowest = torch.full_like(c, torch.inf)
     ever = torch.zeros_like(c, dtype=torch.bool)
     for _ in range(searches):
@@ -56,8 +56,8 @@ def cw(
         first_moment, second_moment = torch.zeros_like(v), torch.zeros_like(c)
         found = torch.zeros_like(ever)
         for step in range(1, steps + 1):
-            delta = across(unit, v) * v
-            point = images + delta
+            point = clip(images + across(unit, v) * v, box)
+            delta = point - images
             goal, gradient = loss_and_gradient(model, objective, point)
             norm = lengths(delta)
             better = torch.where(goal.success, norm < best_norm, ~ever & (goal.loss < lowest))

@@ -48,11 +48,11 @@ def ddn(
     delta = clip(images + across(epsilon, images) * view.direction[0], box) - images
 
     found = torch.zeros_like(epsilon, dtype=torch.bool)
-    best, best_norm = images + delta, torch.full_like(epsilon, torch.inf)
+    best, best_norm = clip(images + delta, box), torch.full_like(epsilon, torch.inf)
     lowest = torch.full_like(epsilon, torch.inf)
     for step in range(steps):
         annealed = (1 + math.cos(math.pi * step / steps)) / 2
-        point = images + delta
+        point = clip(images + delta, box)
         goal, gradient = loss_and_gradient(model, objective, point)
         norm = lengths(delta)
         better = torch.where(goal.success, norm < best_norm, ~found & (goal.loss < lowest))

@@ -24,7 +24,7 @@ def linearised(
     rays: int = 1,
     search: int = 6,
     iterations: int = 12,
-    refine: int = 4,
+    refine: int = 6,
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -142,13 +142,13 @@ def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int,
         delta = clip(images + across(size, images) * view.direction[variant], box) - images
         done = torch.zeros_like(best_norm, dtype=torch.bool)
         for _ in range(steps):
-            goal, gradient = loss_and_gradient(model, objective, images + delta)
+            goal, gradient = loss_and_gradient(model, objective, clip(images + delta, box))
             done = done | goal.success
             step, _ = polar(-gradient)
             moved = clip(images + delta + across(size, delta) * step, box) - images
             delta = torch.where(across(done, delta), delta, moved)
             size = size * 1.03
-        end = images + delta
+        end = clip(images + delta, box)
         point = shrink(model, images, end, objective, done, refine)
         norm = torch.where(done, lengths(point - images), 1e9 + view.loss[variant])
         shorter = norm < best_norm

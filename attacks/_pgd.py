@@ -56,7 +56,7 @@ def pgd(
         before = own_loss
         velocity = torch.zeros_like(delta)
         for step in range(steps + 1):
-            point = images + delta
+            point = clip(images + delta, box)
             goal, gradient = loss_and_gradient(model, objective, point)
             better = (goal.success & ~best_success) | ((goal.success == best_success) & (goal.loss < best_key))
             best = torch.where(across(better, best), point, best)

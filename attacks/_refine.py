@@ -39,12 +39,12 @@ def shrink(
     model: Model, images: Tensor, adversarial: Tensor, objective: Objective, success: Tensor, steps: int
 ) -> Tensor:
     """Bisection of the segments of the rows that are known to succeed at `adversarial`; `objective` is bound."""
-    delta = adversarial - images
+    delta = adversarial
     low, high = torch.zeros_like(success, dtype=images.dtype), torch.ones_like(success, dtype=images.dtype)
     best = adversarial
     for _ in range(steps):
         middle = (low + high) / 2
-        point = images + across(middle, delta) * delta
+        point = torch.lerp(images, adversarial, across(middle, delta))
         inside = objective(model(point)).success & success
         best = torch.where(across(inside, best), point, best)
         high = torch.where(inside, middle, high)
