@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._rows import Model, polar
-from .objectives import Objective
+from .objectives import Goal, Objective
 
 __all__ = ["Outlook", "outlook"]
+
+
+class _Nearest:
+    """The margin of each row's own nearest class; any success of the objective counts."""
+
+    def __init__(self, variants: Sequence[Objective], choice: Tensor) -> None:
+        self.variants, self.choice = variants, choice
+
+    def __call__(self, logits: Tensor) -> Goal:
+        goals = [variant(logits) for variant in self.variants]
+        loss = torch.stack([goal.loss for goal in goals]).gather(0, self.choice.unsqueeze(0)).squeeze(0)
+        return Goal(loss, goals[0].success)
 
 
 class Outlook(NamedTuple):
@@ -20,6 +33,7 @@ class Outlook(NamedTuple):
     loss: Tensor  # (V, B) margins at the image
     direction: Tensor  # (V, B, C, H, W) unit, downhill
     distance: Tensor  # (V, B) Newton steps: margin / norm of its gradient
+    nearest: Callable[[Tensor], Goal]  # the margin of each row's first candidate alone
 
 
 def outlook(model: Model, images: Tensor, objective: Objective, classes: int, noise: Tensor) -> Outlook:
@@ -47,5 +61,6 @@ def outlook(model: Model, images: Tensor, objective: Objective, classes: int, no
     # a tie at the image leaves no step to scale by; the smallest one that moves the image in this dtype
     distance = distance.nan_to_num(nan=1.0, posinf=1.0).clamp(4 * torch.finfo(images.dtype).eps, 1e6)
     order = distance.sort(dim=0, stable=True).indices  # (V, B)
+    nearest = _Nearest(variants, order[0])
     wide = order.reshape(*order.shape, *[1] * (images.dim() - 1)).expand_as(direction)
-    return Outlook(bound, loss.gather(0, order), direction.gather(0, wide), distance.gather(0, order))
+    return Outlook(bound, loss.gather(0, order), direction.gather(0, wide), distance.gather(0, order), nearest)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attackcheck.errors import InputError
 
-from .objectives import Goal, Objective
+from .objectives import Goal
 
 __all__ = ["Box", "Generators", "Model", "across", "clip", "dot", "gaussian", "lengths", "loss_and_gradient", "polar"]
 
@@ -73,7 +73,7 @@ def gaussian(images: Tensor, generator: Generators) -> Tensor:
     return noise.to(images)
 
 
-def loss_and_gradient(model: Model, objective: Objective, points: Tensor) -> tuple[Goal, Tensor]:
+def loss_and_gradient(model: Model, objective: Callable[[Tensor], Goal], points: Tensor) -> tuple[Goal, Tensor]:
     """The goal at `points` (B, C, H, W), detached, and the gradient of each row's loss there."""
     with torch.enable_grad():
         points = points.detach().requires_grad_()

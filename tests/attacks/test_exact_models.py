@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from attackcheck.models import exact
 from torch import Tensor
+
+from attackcheck.models import exact
 
 SEEDS = [0, 1, 2]
 PIXELWISE = {

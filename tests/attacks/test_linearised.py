@@ -1,0 +1,101 @@
+"""What is particular to attacks along rays: how far they reach, what they cost, and the Lipschitz ascent."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attackcheck.attacks import PixelFlip, cw, ddn, linearised, lipschitz_ascent
+from attackcheck.models import exact
+
+
+def picture(seed: int, side: int = 6) -> Tensor:
+    return torch.rand((3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Saturating(nn.Module):
+    """Two classes whose margin falls slower and slower: the boundary lies at `stretch` times the Newton step."""
+
+    def __init__(self, stretch: float) -> None:
+        super().__init__()
+        self.stretch = stretch
+
+    def forward(self, images: Tensor) -> Tensor:
+        s = (images - 0.5).sum(1, keepdim=True)  # (B, 1, H, W); slope 1 at first, then 1/100 of the rest
+        knee = 0.1
+        bent = torch.where(s < knee, s, knee + (s - knee) * (1 - knee) / (self.stretch - knee))
+        return torch.cat([torch.ones_like(s), bent], 1)
+
+
+@pytest.mark.parametrize("stretch", [1.5, 3.0, 6.0])
+def test_rays_extend_to_several_newton_steps(stretch: float) -> None:
+    model = Saturating(stretch).double()
+    images = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64)
+    truth = stretch / 3**0.5
+    found = linearised(model, images, PixelFlip(torch.tensor([1]), torch.tensor([2])), iterations=0, refine=10)
+    assert model(found)[0, :, 1, 2].argmax() == 1
+    assert float((found - images).norm()) == pytest.approx(truth, rel=0.01)
+
+
+def test_costs_are_as_documented() -> None:
+    model, images = exact.affine_conv(classes=5), torch.stack([picture(0), picture(1)])
+    objective = PixelFlip(torch.tensor([1, 2]), torch.tensor([2, 3]))
+    count = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal count
+        count += x.shape[0]
+        return model(x)
+
+    for attack, options, expected in (
+        (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 1 + 2 * (6 + 5) + 3),
+        (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
+        (cw, {"steps": 7, "searches": 3, "refine": 4}, 1 + 21 + 4),
+    ):
+        count = 0
+        attack(counted, images, objective, **options)  # type: ignore[operator]
+        assert count == 2 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
+@pytest.mark.parametrize("seed", range(3))
+def test_lipschitz_ascent_reaches_the_norm_of_an_affine_map(seed: int, dtype: torch.dtype) -> None:
+    for model in (
+        exact.affine_conv(seed=seed),
+        exact.affine_conv(classes=7, kernel=5, seed=seed),
+        exact.affine_pixel(seed=seed),
+    ):
+        truth = model.lipschitz_joint(8, 8)
+        images = torch.stack([picture(s, 8) for s in range(2)]).to(dtype)
+        found = lipschitz_ascent(model, images, steps=60).double()
+        change = (model(found) - model(images.double())).flatten(1).norm(dim=1)
+        ratio = change / (found - images.double()).flatten(1).norm(dim=1)
+        assert (ratio <= truth * (1 + 1e-9)).all()
+        assert (ratio >= truth * 0.99).all()
+
+
+def test_lipschitz_ascent_of_a_folded_model_crosses_folds() -> None:
+    model = exact.folded_pixel(seed=0)
+    images = picture(3)[None]
+    found = lipschitz_ascent(model, images, radii=(0.01, 0.3), steps=60)
+    ratio = (model(found) - model(images)).norm() / (found - images).norm()
+    assert 0.99 * model.lipschitz_joint(6, 6) <= float(ratio) <= model.lipschitz_joint(6, 6) * (1 + 1e-9)
+
+
+def test_lipschitz_ascent_keeps_rows_apart_and_the_box() -> None:
+    model = exact.affine_conv(seed=4)
+    images = torch.stack([picture(s) for s in range(3)])
+
+    def run(part: slice) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(3)[part]]
+        return lipschitz_ascent(model, images[part], steps=20, generator=generators, box=(0.0, 1.0))
+
+    together = run(slice(0, 3))
+    assert together.min() >= 0
+    assert together.max() <= 1
+    for i in range(3):
+        torch.testing.assert_close(run(slice(i, i + 1)), together[i : i + 1], rtol=0, atol=1e-12)
+
+
+def test_lipschitz_ascent_of_a_constant_map_is_finite() -> None:
+    found = lipschitz_ascent(lambda x: 0 * x[:, :2], picture(0)[None], steps=5)
+    assert torch.isfinite(found).all()
