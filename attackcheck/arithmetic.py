@@ -66,9 +66,20 @@ def frozen(model: Model) -> Model:
         return model  # TorchScript and some graphs cannot be copied; they hold no parametrisations either
     for module in list(twin.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _resolve(module)
     return twin.requires_grad_(False)
+
+
+def _resolve(module: nn.Module) -> None:
+    """Put the present weights in the place of their parametrisations.
+
+    ``remove_parametrizations`` would also take the property from the class, which the original shares with its copy.
+    """
+    weights = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
 class Reference:

@@ -16,7 +16,6 @@ from attackcheck.errors import InputError
 from attackcheck.events import (
     Advanced,
     Event,
-    Finding,
     ImageFinished,
     ImageStarted,
     RunFinished,
@@ -89,6 +88,8 @@ class _Run:
         settings, claim, sample = self._settings, self._subject.claim, self._data[index]
         preflight.check_image(sample.image, sample.name)
         image = sample.image.to(settings.device)
+        if self._judge is None:
+            preflight.check_mode(self._model, image[None])
         logits = preflight.check_logits(self._model, image[None])
         radius = claim.radii(image[None], logits, index)
         if radius is None:
@@ -133,7 +134,7 @@ class _Run:
         group = None
         for done, unit in enumerate(units, start=1):
             if unit.group is not None and unit.group is not group:
-                yield from map(Finding, examiner.harvest(work, self._attacker))
+                yield from examiner.harvest(work, self._attacker)
                 group = unit.group
                 work.probe.aim(group[:, 0], group[:, 1])
             self._attacker.run(work, unit)
@@ -144,9 +145,9 @@ class _Run:
         """Judge what is left of an image and add it to the sums."""
         self._current = None
         before = self._violations()
-        yield from map(Finding, examiner.harvest(work, self._attacker))
-        yield from map(Finding, examiner.overtaken(work, self._attacker))
-        yield from map(Finding, examiner.witnesses(work))
+        yield from examiner.harvest(work, self._attacker)
+        yield from examiner.overtaken(work, self._attacker)
+        yield from examiner.witnesses(work)
         examiner.finish(work, self._data.ignore)
         yield ImageFinished(work.index, int(work.attacked.sum()), self._violations() - before)
 
@@ -197,9 +198,9 @@ class _Run:
             radii=tally.radii,
             flip_distances=tally.flip_distances,
             attacked_pixels=tally.attacked,
-            counts=dict(tally.verdicts),
+            counts={verdict: count for verdict, count in tally.verdicts.items() if count},
             unchecked={reason: count for reason, count in tally.unchecked.items() if count},
-            attacks=tally.attacks(),
+            attacks=tally.attacks([stage.attack for stage in settings.plan.stages]),
             regions=tuple(tally.regions),
             budgets=tally.budgets(),
             classes=tally.classes(self._data.classes),

@@ -13,6 +13,8 @@ from attackcheck.attacking import Attacker, ImageWork, Unit
 from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim, LipschitzClaim
 from attackcheck.counterexample import Counterexample, save_counterexample
+from attackcheck.errors import InputError
+from attackcheck.events import Finding, Warned
 from attackcheck.probe import Kind, Slots
 from attackcheck.recheck import Judge, Judgement, Verdict
 from attackcheck.report import Violation
@@ -44,7 +46,7 @@ class Examiner:
         self._settings = settings
         self._tally = tally
 
-    def harvest(self, work: ImageWork, attacker: Attacker) -> Iterator[Violation]:
+    def harvest(self, work: ImageWork, attacker: Attacker) -> Iterator[Finding | Warned]:
         """Judge the pixels aimed at since the last time; their points are dropped afterwards."""
         slots = work.probe.evidence.slots
         pixels = torch.stack([slots.rows.cpu(), slots.columns.cpu()], dim=1)
@@ -56,7 +58,7 @@ class Examiner:
         nothing = torch.zeros(0, dtype=torch.int64)
         work.probe.aim(nothing, nothing)
 
-    def overtaken(self, work: ImageWork, attacker: Attacker) -> Iterator[Violation]:
+    def overtaken(self, work: ImageWork, attacker: Attacker) -> Iterator[Finding | Warned]:
         """Aim at the worst of the pixels that nobody aimed at, yet were seen flipped inside their radius."""
         distance = work.probe.evidence.flip_distance.cpu()
         ratio = torch.where(work.attacked, 0.0, work.scene.radius / distance).flatten()
@@ -70,7 +72,7 @@ class Examiner:
             attacker.run(work, Unit(Stage("linearised"), None, group=pixels, pixels=part))
         yield from self.harvest(work, attacker)
 
-    def witnesses(self, work: ImageWork) -> Iterator[Violation]:
+    def witnesses(self, work: ImageWork) -> Iterator[Finding | Warned]:
         """Judge the worst point of each other kind, where it contradicts the claim."""
         seen = work.probe.evidence
         judges = {
@@ -104,7 +106,7 @@ class Examiner:
         if int(expansion.attack) >= 0:
             tally.add_expansion(seen.attacks[int(expansion.attack)], float(expansion.ratio))
 
-    def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Violation]:
+    def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Finding | Warned]:
         radius = work.scene.radius[pixels[:, 0], pixels[:, 1]]
         inside = aimed & (slots.distance.cpu() < radius)
         self._tally.verdicts[Verdict.HELD.name] += int((aimed & ~inside).sum())
@@ -134,7 +136,7 @@ class Examiner:
             )
         )
 
-    def _ask_certifier(self, work: ImageWork, slots: Slots) -> Iterator[Violation]:
+    def _ask_certifier(self, work: ImageWork, slots: Slots) -> Iterator[Finding | Warned]:
         """A certifier that is a function of images: its balls at the flipped points, and a little beyond them."""
         reached = slots.distance.isfinite().nonzero()[:, 0].tolist()
         if self._claim.cheap or not reached or self._claim.radii(work.image[None], work.logits[None], None) is None:
@@ -160,7 +162,7 @@ class Examiner:
             if judgement is not None:
                 yield from self._find(work, judgement, attack)
 
-    def _find(self, work: ImageWork, judgement: Judgement, attack: int) -> Iterator[Violation]:
+    def _find(self, work: ImageWork, judgement: Judgement, attack: int) -> Iterator[Finding | Warned]:
         if judgement.verdict is Verdict.HELD:
             return
         pixel: tuple[int, int] | None = None
@@ -170,26 +172,29 @@ class Examiner:
         name = work.probe.evidence.attacks[attack] if attack >= 0 else "none"
         path: Path | None = None
         if judgement.verdict is Verdict.VIOLATED and self._settings.counterexamples is not None:
-            path = save_counterexample(
-                Counterexample(
-                    kind=judgement.kind,
-                    clean=work.scene.image,
-                    perturbed=judgement.perturbed,
-                    pixel=pixel,
-                    predicted=predicted,
-                    target=judgement.target,
-                    radius=judgement.bound,
-                    distance=judgement.distance,
-                    image=work.index,
-                    image_name=work.name,
-                    attack=name,
-                    seed=self._settings.seed,
-                    tolerance=self._settings.tolerance,
-                    claim=self._claim.to_dict(),
-                    subject=self._subject.meta,
-                ),
-                self._settings.counterexamples,
+            example = Counterexample(
+                kind=judgement.kind,
+                clean=work.scene.image,
+                perturbed=judgement.perturbed,
+                pixel=pixel,
+                predicted=predicted,
+                target=judgement.target,
+                radius=judgement.bound,
+                distance=judgement.distance,
+                image=work.index,
+                image_name=work.name,
+                attack=name,
+                seed=self._settings.seed,
+                tolerance=self._settings.tolerance,
+                claim=self._claim.to_dict(),
+                subject=self._subject.meta,
             )
+            try:
+                path = save_counterexample(example, self._settings.counterexamples)
+            except InputError as error:  # a full disk must not cost the finding
+                if not self._tally.unsaved:
+                    yield Warned("AC112", str(error))
+                self._tally.unsaved += 1
         violation = Violation(
             kind=judgement.kind,
             verdict=judgement.verdict,
@@ -205,7 +210,7 @@ class Examiner:
             counterexample=path,
         )
         self._tally.findings.append(violation)
-        yield violation
+        yield Finding(violation)
 
     def _lipschitz_slack(self, work: ImageWork, slots: Slots, rows: int) -> Tensor:
         """``||grad m|| / (sqrt(2) L)`` of each slot, m the margin over the class it flipped to; NaN where unknown."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attackcheck.errors import InputError
 
-__all__ = ["CODES", "check_image", "check_logits", "check_model", "warnings_of"]
+__all__ = ["CODES", "check_image", "check_logits", "check_mode", "check_model", "warnings_of"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -28,6 +28,7 @@ CODES = {
     "AC109": "an image is outside [0, 1] or not finite",
     "AC110": "weights are not finite",
     "AC111": "judged in float32, since the model does not run in float64",
+    "AC112": "a counterexample could not be saved",
 }
 
 
@@ -51,18 +52,35 @@ def check_image(image: Tensor, name: str) -> None:
 
 
 def check_model(model: Model) -> None:
-    """Mode and weights, before the first forward pass.
+    """Weights, before the first forward pass.
 
     Raises:
-        InputError: AC103, AC110.
+        InputError: AC110.
     """
     if not isinstance(model, nn.Module):
         return
-    if model.training:
-        raise InputError("AC103: expected a model in evaluation mode, got training mode; call model.eval()")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"AC110: expected finite weights, got NaN or infinity in {name!r}")
+
+
+def check_mode(model: Model, image: Tensor) -> None:
+    """Bring a frozen copy into evaluation mode, if that changes nothing at the image ``(1, C, H, W)``.
+
+    Raises:
+        InputError: AC103, where training mode computes something else: then nobody knows which of the two is claimed.
+    """
+    if not isinstance(model, nn.Module) or not model.training:
+        return
+    with torch.no_grad():
+        try:
+            training = model(image)
+            same = torch.equal(training, model.eval()(image))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            same = True  # what is wrong there is said when the logits are checked
+    model.eval()
+    if not same:
+        raise InputError("AC103: expected a model in evaluation mode, got training mode; call model.eval()")
 
 
 def check_logits(model: Model, image: Tensor) -> Tensor:

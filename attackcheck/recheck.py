@@ -17,6 +17,10 @@ from attackcheck.probe import Kind
 __all__ = ["Judge", "Judgement", "Scene", "Verdict"]
 
 
+PUSHES = (1.0 + 1e-6, 1.0 + 1e-5, 1.0 + 1e-4)
+"""How much further along its ray a point is examined when float64 sees a tie there."""
+
+
 class Verdict(Enum):
     """What a proposal came to; the value is the sentence that is shown."""
 
@@ -127,11 +131,10 @@ class Judge:
         # A flip seen in float32 may need a little more in float64: along its ray, up to the radius, never beyond.
         room = first.bound / first.distance if first.distance > 0 else 1.0
         if room > 1.0:
-            steps = [1.0 + 1e-4 * s for s in (0.01, 0.1, 1.0) if 1.0 + 1e-4 * s < room]
-            steps += [room ** (k / 9.0) for k in range(1, 9) if room ** (k / 9.0) > 1.0 + 1e-4]
+            steps = [step for step in PUSHES if step < room]
+            steps += [room ** (k / 9.0) for k in range(1, 9) if room ** (k / 9.0) > PUSHES[-1]]
             for step in steps:
-                further = scene.image + (perturbed.double() - scene.image.double()).mul(step).to(perturbed.dtype)
-                pushed = self._flip(scene, further, row, column)
+                pushed = self._flip(scene, _further(scene, perturbed, step), row, column)
                 if pushed.verdict in (Verdict.VIOLATED, Verdict.ROUNDING):
                     return pushed
         if self._deployed_flips(scene, perturbed, row, column) and first.bound > first.distance:
@@ -143,7 +146,9 @@ class Judge:
 
         The judgement is about the worst of them; all that are violated are in its ``pixels``, worst first.
         """
-        perturbed = perturbed.detach().cpu()
+        return self._pushed(self._two_ball, scene, perturbed)
+
+    def _two_ball(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
         there = self._point(scene, perturbed)
         radius = self._back(scene, perturbed, there)
         if radius is None or not bool(there.flipped.any()):
@@ -172,10 +177,12 @@ class Judge:
 
     def flipped_set(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
         """SET: did all pixels flipped at ``perturbed`` together cost less than their joint budget?"""
+        return self._pushed(self._flipped_set, scene, perturbed)
+
+    def _flipped_set(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
         factor = self._claim.joint_factor
         if factor is None:
             return None
-        perturbed = perturbed.detach().cpu()
         there = self._point(scene, perturbed)
         here = self._claim.radii(scene.image[None], scene.reference[None], None)
         back = self._back(scene, perturbed, there)
@@ -198,6 +205,19 @@ class Judge:
         relative = (scene.norm_error + there.norm_error) / moved if moved > 0 else math.inf
         bound = float(ratio) * there.distance
         return self._measured(Kind.LIPSCHITZ, bound, bound * relative, there, perturbed)
+
+    def _pushed(
+        self, examine: Callable[[Scene, Tensor], Judgement | None], scene: Scene, perturbed: Tensor
+    ) -> Judgement | None:
+        """Examine a point, and a little further along its ray: attacks stop where float32 has just flipped."""
+        perturbed = perturbed.detach().cpu()
+        first = examine(scene, perturbed)
+        if first is None or first.verdict is not Verdict.VIOLATED:
+            for step in PUSHES:
+                again = examine(scene, _further(scene, perturbed, step))
+                if again is not None and again.verdict is Verdict.VIOLATED:
+                    return again
+        return first
 
     def _measured(self, kind: Kind, bound: float, error: float, there: _Point, perturbed: Tensor) -> Judgement:
         allowance = max(error, self.tolerance * min(bound, there.distance))
@@ -273,6 +293,12 @@ class _Point:
     error: float
     norm_error: float
     distance: float
+
+
+def _further(scene: Scene, perturbed: Tensor, step: float) -> Tensor:
+    """The point whose perturbation is ``step`` times as long."""
+    delta = perturbed.double() - scene.image.double()
+    return (scene.image.double() + delta * step).to(perturbed.dtype)
 
 
 def _gap(logits: Tensor, own: int) -> float:

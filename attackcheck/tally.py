@@ -84,6 +84,7 @@ class Tally:
         self.verdicts: Counter[str] = Counter()
         self.unchecked: Counter[str] = Counter()
         self.worst_set = 0.0
+        self.unsaved = 0  # counterexamples that could not be written
         self._pixels: list[AttackedPixels] = []
         self._spent: dict[str, _Spent] = {}
         self._classes: dict[int, _PerClass] = {}
@@ -141,9 +142,10 @@ class Tally:
             map=_inverse(max((spent.expansion for spent in self._spent.values()), default=0.0)),
         )
 
-    def attacks(self) -> tuple[AttackSummary, ...]:
-        """One summary per attack, in the order in which they first ran."""
-        return tuple(self._summary(name, spent) for name, spent in self._spent.items())
+    def attacks(self, order: Sequence[str]) -> tuple[AttackSummary, ...]:
+        """One summary per attack that ran, in this order; attacks beyond it come last."""
+        names = [name for name in dict.fromkeys([*order, *self._spent]) if name in self._spent]
+        return tuple(self._summary(name, self._spent[name]) for name in names)
 
     def _summary(self, name: str, spent: _Spent) -> AttackSummary:
         chosen = [p for p in self._pixels if name in p.aimed]

@@ -111,6 +111,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         raise InputError(f"expected --images of at least 1, got {arguments.images}")
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"expected --threads of at least 1, got {arguments.threads}")
+    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise InputError(f"expected --out to be a folder, {arguments.out} is a file")
     import torch
 
     from attackcheck.attacks.plans import plan, plan_of_attacks

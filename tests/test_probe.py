@@ -1,0 +1,109 @@
+"""The probe against brute force over every point that was visited."""
+
+import math
+
+import pytest
+import torch
+
+from attackcheck import LipschitzClaim
+from attackcheck.models import exact
+from attackcheck.probe import Kind, Probe
+
+SIZE = 5
+
+
+@pytest.fixture
+def setting():
+    model = exact.affine_conv(classes=4, seed=1).float()
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(3, SIZE, SIZE, generator=generator)
+    claim = LipschitzClaim(0.7 * model.lipschitz_joint(SIZE, SIZE))
+    logits = model(image[None])
+    radius = claim.radii(image[None], logits, None)[0]
+    points = image + 0.3 * torch.randn(40, 3, SIZE, SIZE, generator=generator)
+    return model, image, claim, logits, radius, points
+
+
+def visited(setting, batch):
+    model, image, claim, logits, radius, points = setting
+    probe = Probe(model, image, logits[0], radius, claim)
+    rows, columns = torch.tensor([0, 2, 4]), torch.tensor([1, 2, 3])
+    probe.aim(rows, columns)
+    with probe.attributed("points"):
+        for part in points.split(batch):
+            probe(part)
+    return probe.evidence
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_smallest_flip_distances_of_all_pixels(setting, batch):
+    model, image, _, logits, _, points = setting
+    distance = (points - image).flatten(1).double().norm(dim=1)
+    flipped = model(points).argmax(1) != logits[0].argmax(0)
+    expected = torch.where(flipped, distance[:, None, None], math.inf).amin(0)
+    evidence = visited(setting, batch)
+    torch.testing.assert_close(evidence.flip_distance, expected, rtol=1e-6, atol=0)
+    assert ((evidence.flipped_by == 0) == expected.isfinite()).all()
+    assert evidence.costs[0].forward == 40
+    assert evidence.costs[0].backward == 0
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_slots_hold_the_very_points(setting, batch):
+    model, image, _, logits, _, _ = setting
+    slots = visited(setting, batch).slots
+    assert slots.distance.isfinite().any()
+    for i in slots.distance.isfinite().nonzero()[:, 0].tolist():
+        row, column = slots.rows[i], slots.columns[i]
+        predicted = model(slots.point[i][None])[0, :, row, column].argmax()
+        assert predicted == slots.target[i] != logits[0, :, row, column].argmax()
+        assert (slots.point[i] - image).double().norm() == pytest.approx(slots.distance[i].item(), rel=1e-6)
+
+
+def test_witnesses_are_the_worst_ratios(setting):
+    model, image, claim, logits, radius, points = setting
+    z, z0 = model(points).double(), logits.double()
+    distance = (points - image).flatten(1).double().norm(dim=1)
+    clean = z0[0].argmax(0)
+    lead = (
+        z.scatter(1, clean.expand(40, 1, SIZE, SIZE), -math.inf).amax(1)
+        - z.gather(1, clean.expand(40, 1, SIZE, SIZE))[:, 0]
+    )
+    sums = torch.where(lead > 0, radius + lead / (math.sqrt(2) * claim.lipschitz), 0.0).flatten(1)
+    expected = {
+        Kind.TWO_BALL: (sums.amax(1) / distance).max(),
+        Kind.SET: (sums.norm(dim=1) / distance).max(),
+        Kind.LIPSCHITZ: ((z - z0).flatten(1).norm(dim=1) / distance).max() / claim.lipschitz,
+    }
+    evidence = visited(setting, 7)
+    for kind, ratio in expected.items():
+        assert evidence.witnesses[kind].ratio.item() == pytest.approx(ratio.item(), rel=1e-5)
+
+
+def test_the_clean_image_and_broken_points_are_no_evidence(setting):
+    model, image, claim, logits, radius, _ = setting
+    probe = Probe(model, image, logits[0], radius, claim)
+    with probe.attributed("broken"):
+        probe(image[None])
+        probe(torch.full((1, 3, SIZE, SIZE), math.nan))
+        probe(torch.full((1, 3, SIZE, SIZE), math.inf))
+    assert not probe.evidence.flip_distance.isfinite().any()
+    assert all(float(w.ratio) == 0 for w in probe.evidence.witnesses.values())
+
+
+def test_backward_passes_are_counted_and_gradients_flow(setting):
+    model, image, claim, logits, radius, points = setting
+    probe = Probe(model, image, logits[0], radius, claim)
+    x = points[:6].clone().requires_grad_(True)
+    with probe.attributed("a"):
+        probe(x).sum().backward()
+    assert (probe.evidence.costs[0].forward, probe.evidence.costs[0].backward) == (6, 6)
+    assert x.grad is not None
+
+
+def test_rounding_of_logits_over_a_tiny_distance_is_no_expansion(setting):
+    model, image, claim, logits, radius, _ = setting
+    probe = Probe(model, image, logits[0], radius, claim, noise=1e-4)
+    with probe.attributed("tiny"):
+        probe((image + 1e-7)[None])
+    assert float(probe.evidence.witnesses[Kind.LIPSCHITZ].ratio) == 0.0

@@ -1,0 +1,175 @@
+"""One proposal for every verdict, on models whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from attackcheck import LipschitzClaim, RadiusClaim, Verdict
+from attackcheck.arithmetic import Reference, frozen
+from attackcheck.models import exact
+from attackcheck.probe import Kind
+from attackcheck.recheck import Judge
+
+SIZE = 3
+
+
+def gadget(seed=0):
+    """Orthonormal rows: L = 1 and d = m / sqrt(2), so the certificate is exact to the last bit."""
+    model = frozen(exact.orthonormal_rows(seed=seed).float())
+    image = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed + 9))
+    return model, image
+
+
+def scene_of(model, image, claim, tolerance=1e-5):
+    judge = Judge(model, Reference(model, image[None]), claim, tolerance=tolerance)
+    logits = model(image[None])
+    return judge, judge.scene(0, image, logits[0], claim.radii(image[None], logits, 0)[0])
+
+
+def towards_boundary(model, image, row, column, overshoot):
+    """The closest point of another class, and a relative ``overshoot`` beyond it."""
+    weight = model.weight.detach().double()
+    z = model(image[None].double())[0, :, row, column]
+    order = z.argsort(descending=True)
+    direction = weight[order[1]] - weight[order[0]]
+    gap = z[order[0]] - z[order[1]]
+    point = image.double().clone()
+    point[:, row, column] += direction * gap / direction.square().sum() * (1 + overshoot)
+    return point.float()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_exact_certificate_is_never_violated_and_a_slightly_larger_one_is(seed):
+    model, image = gadget(seed)
+    point = towards_boundary(model, image, 1, 1, 1e-5)
+    for constant, expected in ((1.0, Verdict.HELD), (1 / 1.03, Verdict.VIOLATED), (1 / 1.001, Verdict.VIOLATED)):
+        judge, scene = scene_of(model, image, LipschitzClaim(constant))
+        judgement = judge.pixel(scene, point, 1, 1)
+        assert judgement.verdict is expected
+        assert judgement.distance == pytest.approx(float((point - image).double().norm()), rel=1e-6)
+
+
+def test_a_radius_too_large_by_less_than_the_tolerance_is_rounding():
+    model, image = gadget()
+    point = towards_boundary(model, image, 0, 2, 1e-6)
+    judge, scene = scene_of(model, image, LipschitzClaim(1 / (1 + 8e-6)))
+    assert judge.pixel(scene, point, 0, 2).verdict is Verdict.ROUNDING
+    judge, scene = scene_of(model, image, LipschitzClaim(1 / (1 + 8e-6)), tolerance=1e-7)
+    assert judge.pixel(scene, point, 0, 2).verdict is Verdict.VIOLATED
+
+
+def test_a_tie_at_the_clean_image_decides_nothing():
+    model = frozen(nn.Conv2d(1, 2, 1, bias=False))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([1.0, 1.0]).reshape(2, 1, 1, 1))
+    image = torch.full((1, 1, 1), 0.5)
+    judge, scene = scene_of(model, image, RadiusClaim(torch.ones(1, 1, 1)))
+    assert judge.pixel(scene, image + 0.1, 0, 0).verdict is Verdict.UNDECIDED
+
+
+def test_a_point_that_flips_nothing_is_not_reproduced():
+    model, image = gadget()
+    judge, scene = scene_of(model, image, LipschitzClaim(1.0))
+    point = towards_boundary(model, image, 1, 1, -0.5)
+    assert judge.pixel(scene, point, 1, 1).verdict is Verdict.NOT_REPRODUCED
+
+
+def test_a_point_just_short_of_the_boundary_is_pushed_along_its_ray():
+    model, image = gadget()
+    judge, scene = scene_of(model, image, LipschitzClaim(0.5))
+    point = towards_boundary(model, image, 1, 1, -2e-5)
+    judgement = judge.pixel(scene, point, 1, 1)
+    assert judgement.verdict is Verdict.VIOLATED
+    assert judgement.distance > float((point - image).double().norm())
+
+
+class Cancelling(nn.Module):
+    """Adds and takes away a huge number: float32 flips where the real-number function does not."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return (self.model(x) + 2.0**17) - 2.0**17
+
+
+def test_flips_of_float32_alone_are_about_the_program_as_deployed():
+    found = set()
+    for seed in range(4):
+        inner, image = gadget(seed)
+        model = frozen(Cancelling(inner))
+        judge, scene = scene_of(model, image, LipschitzClaim(1.0))
+        logits = inner(image[None])[0]
+        for row in range(SIZE):
+            for column in range(SIZE):
+                best, second = logits[:, row, column].topk(2).values.tolist()
+                for missing in torch.linspace(1e-3, 0.012, 20).tolist():  # deployed logits are multiples of 1 / 64
+                    point = towards_boundary(inner, image, row, column, -missing / (best - second))
+                    if model(point[None])[0, :, row, column].argmax() != scene.predicted[row, column]:
+                        found.add(judge.pixel(scene, point, row, column).verdict)
+    assert Verdict.DEPLOYED_ONLY in found
+    assert Verdict.VIOLATED not in found
+
+
+def test_a_real_violation_behind_a_float32_flip_is_still_found():
+    inner, image = gadget(4)
+    model = frozen(Cancelling(inner))
+    judge, scene = scene_of(model, image, LipschitzClaim(0.25))  # four times too large a radius
+    row, column = divmod(int(scene.radius.argmax()), SIZE)
+    point = towards_boundary(inner, image, row, column, -0.3)  # not flipped in float64
+    assert judge.pixel(scene, point, row, column).verdict is Verdict.VIOLATED
+
+
+def test_overlapping_balls_need_no_exact_boundary():
+    model, image = gadget(1)
+    point = towards_boundary(model, image, 1, 1, 2.0)  # three times the distance: no PIXEL violation at L / 2
+    judge, scene = scene_of(model, image, LipschitzClaim(0.5))
+    assert judge.pixel(scene, point, 1, 1).verdict is Verdict.HELD
+    judgement = judge.two_ball(scene, point)
+    assert judgement.verdict is Verdict.VIOLATED
+    assert judgement.ratio == pytest.approx(2.0, rel=1e-4)  # exact balls touch: twice too large, twice the distance
+    judge, scene = scene_of(model, image, LipschitzClaim(1.0))
+    assert judge.two_ball(scene, point).verdict in (Verdict.HELD, Verdict.ROUNDING)
+
+
+def test_a_set_shares_the_budget():
+    model, image = gadget(1)
+    point = image.clone()
+    for row in range(SIZE):
+        point[:, row, 0] = towards_boundary(model, image, row, 0, 1e-3)[:, row, 0]
+    judge, scene = scene_of(model, image, LipschitzClaim(1 / 1.01))
+    judgement = judge.flipped_set(scene, point)
+    assert judgement.verdict is Verdict.VIOLATED
+    assert len(judgement.pixels) == SIZE
+    assert judgement.ratio == pytest.approx(1.01, rel=1e-4)
+    judge, scene = scene_of(model, image, LipschitzClaim(1.0))
+    assert judge.flipped_set(scene, point).verdict in (Verdict.HELD, Verdict.ROUNDING)
+    judge, scene = scene_of(model, image, LipschitzClaim(0.5, "pixel"))
+    assert judge.flipped_set(scene, point) is None
+
+
+def test_an_expansion_needs_no_flip():
+    model = frozen(exact.affine_conv(seed=3).float())
+    image = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    norm = exact.affine_conv(seed=3).lipschitz_joint(4, 4)
+    matrix = exact.affine_conv(seed=3).matrix(4, 4)
+    steepest = torch.linalg.svd(matrix)[2][0].reshape(3, 4, 4)
+    point = (image.double() + 1e-3 * steepest).float()
+    for constant, expected in ((norm / 1.001, Verdict.VIOLATED), (norm, None)):
+        judge, scene = scene_of(model, image, LipschitzClaim(constant))
+        judgement = judge.expansion(scene, point)
+        assert judgement.kind is Kind.LIPSCHITZ
+        if expected is not None:
+            assert judgement.verdict is expected
+        else:
+            assert judgement.verdict in (Verdict.HELD, Verdict.ROUNDING)
+
+
+def test_an_infinite_radius_can_be_broken():
+    model, image = gadget()
+    judge, scene = scene_of(model, image, RadiusClaim(torch.full((1, SIZE, SIZE), math.inf)))
+    point = towards_boundary(model, image, 1, 1, 1e-3)
+    assert judge.pixel(scene, point, 1, 1).verdict is Verdict.VIOLATED
