@@ -14,6 +14,9 @@ from .objectives import Objective
 
 __all__ = ["linearised"]
 
+_FIRST_TURN, _LEAST_TURN = 0.5, 0.02
+_STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
+
 
 def linearised(
     model: Model,
@@ -41,7 +44,7 @@ def linearised(
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
-    Costs for a pixel 1 + rays * (search + iterations) + refine forward and classes + rays * iterations backward passes.
+    Costs for a pixel 2 + rays * (search + iterations) + refine forward and classes + rays * iterations backward passes.
     """
     images = images.detach()
     noise = gaussian(images, generator)
@@ -89,7 +92,11 @@ def linearised(
     length = torch.where(track.success, length, torch.inf).reshape(count, batch)
     seen = length.argmin(0) * batch + column
     better = last.success & (lengths(last.points - images) <= length.amin(0))
-    return torch.where(across(better | ~track.success[seen], images), last.points, track.points[seen])
+    found = torch.where(across(better | ~track.success[seen], images), last.points, track.points[seen])
+    beyond = clip(images + (1 + _STEP_BACK) * (found - images), box)
+    with torch.no_grad():
+        firm = view.objective(model(beyond)).success
+    return torch.where(across(firm, images), beyond, found)
 
 
 def _turn(
@@ -122,7 +129,8 @@ def _turn(
         shorter = met < (best_distance if iteration else unmeasured)
         best, best_distance = torch.where(across(shorter, best), way, best), torch.where(shorter, met, best_distance)
         # a step size annealed like DDN's: the kinks of piecewise linear networks average out, and no row gets stuck
-        part = 0.02 + 0.48 * (1 + math.cos(math.pi * (iteration + 1) / iterations)) / 2
+        annealed = (1 + math.cos(math.pi * (iteration + 1) / iterations)) / 2
+        part = _LEAST_TURN + (_FIRST_TURN - _LEAST_TURN) * annealed
         reached = torch.where(sound, met, torch.minimum(best_distance, 1.1 * t))
         projection = across(torch.maximum(offset, 0.2 * t), plane) * plane
         way, _ = polar((1 - part) * across(reached, way) * way + part * projection, way)
