@@ -293,7 +293,7 @@ def export(file: Path, *, count: int, seed: int, height: int = 64, width: int = 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m attackcheck.models.scenes", description="Draw scenes to a file.")
     parser.add_argument("--export", type=Path, required=True, metavar="FILE", help=".npz to write")
-    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--seed", type=int, default=2512, help="no shipped network was trained on it (%(default)s)")
     parser.add_argument("--size", default="64x128", metavar="HxW")
     args = parser.parse_args()

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from attackcheck.errors import InputError
 from attackcheck.models.checkpoint import load_checkpoint, load_state, save_checkpoint
 from attackcheck.models.constants import Constants
 from attackcheck.models.datasets import load_data
@@ -18,8 +20,6 @@ from attackcheck.models.lipnet import LipNetConfig
 from attackcheck.models.networks import Config, build, export
 from attackcheck.models.shelf import NAMES, shipped
 from attackcheck.models.training import measure
-
-from attackcheck.errors import InputError
 
 CONFIGS: list[Config] = [
     LipNetConfig(4, widths=(4, 6), stages=(1, 0), branch=4, decoder=(4, 4), std=(0.5, 0.4, 0.3), upsample=1),

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attackcheck.models.datasets import CITYSCAPES, load_data
-from attackcheck.models.scenes import CLASSES, scene
 from PIL import Image
 
 from attackcheck.errors import InputError
+from attackcheck.models.datasets import CITYSCAPES, load_data
+from attackcheck.models.scenes import CLASSES, scene
 
 RNG = np.random.default_rng(0)
 PHOTOS = RNG.integers(0, 256, (3, 3, 16, 24)).astype(np.uint8)

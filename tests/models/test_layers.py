@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from attackcheck.models.constants import kernel_norm
-from attackcheck.models.layers import MaxMin, Normalise, OrthogonalConv2d, OrthogonalUp2d, conv, orthonormal, up
 from torch import Tensor, nn
 
 from attackcheck.errors import InputError
+from attackcheck.models.constants import kernel_norm
+from attackcheck.models.layers import MaxMin, Normalise, OrthogonalConv2d, OrthogonalUp2d, conv, orthonormal, up
 
 KERNELS = [(1, 1, 1), (2, 2, 1), (3, 1, 1), (3, 1, 2), (3, 2, 1)]
 CHANNELS = [(1, 4), (2, 6), (3, 3), (5, 4), (4, 8)]

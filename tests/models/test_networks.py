@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from attackcheck.errors import InputError
 from attackcheck.models import isounet, lipnet
 from attackcheck.models.constants import layer_norm
 from attackcheck.models.isounet import IsoUNetConfig
 from attackcheck.models.lipnet import LipNetConfig
 from attackcheck.models.networks import Config, Network, build, describe, export
-from torch import Tensor, nn
-
-from attackcheck.errors import InputError
 
 SMALL: dict[str, Config] = {
     "lipnet": LipNetConfig(5, widths=(6, 8), stages=(1, 1), branch=6, dilations=(1, 2, 3), decoder=(6, 4)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from attackcheck.models.scenes import CLASSES, export, scene
 
 

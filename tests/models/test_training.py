@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from attackcheck.commands import train as command
+from attackcheck.errors import InputError
 from attackcheck.models.checkpoint import load_checkpoint
 from attackcheck.models.datasets import Dataset, Sample, load_data
 from attackcheck.models.isounet import IsoUNetConfig
@@ -16,10 +20,6 @@ from attackcheck.models.lipnet import LipNetConfig
 from attackcheck.models.losses import LOSSES, segmentation_loss
 from attackcheck.models.networks import Config, build, export
 from attackcheck.models.training import Progress, Recipe, measure, train
-from torch import Tensor, nn
-
-from attackcheck.commands import train as command
-from attackcheck.errors import InputError
 
 TINY: Config = IsoUNetConfig(7, width=8, depth=1, bottom=1, head=4)
 DATA = load_data("scenes:12:5:32x64")
