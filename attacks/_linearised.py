@@ -14,7 +14,8 @@ from .objectives import Objective
 
 __all__ = ["linearised"]
 
-_FIRST_TURN, _LEAST_TURN = 0.5, 0.02
+_FIRST_TURN, _LEAST_TURN = 0.7, 0.02
+_OVERSHOOT = 2e-3  # iterates just beyond the boundary are evidence, those before it are not
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
 
@@ -25,8 +26,8 @@ def linearised(
     *,
     classes: int = 6,
     rays: int = 1,
-    search: int = 6,
-    iterations: int = 12,
+    search: int = 4,
+    iterations: int = 16,
     refine: int = 6,
     descent: int = 40,
     reach: float = 8.0,
@@ -39,7 +40,7 @@ def linearised(
        boundaries, `search` points each, up to `reach` times the linearised distance (DeepFool's first step, searched).
     2. `iterations` times the margin is linearised where each ray meets the boundary, the image is projected onto that
        plane, and the ray turns part of the way to the projection (FAB, Croce & Hein 2020, with its bias towards the
-       image). That part is annealed from 1/2 to 1/50.
+       image). That part is annealed from .7 to .02.
     3. The best ray is searched again, `refine` points.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
@@ -72,11 +73,13 @@ def linearised(
     if iterations:
         direction, distance, track = _turn(model, wide, margin, track, iterations, box)
     else:
-        direction, distance = track.direction, track.distance
-    # one ray per row: the shortest of those that ever succeeded, or of all if none did
-    length = lengths(track.points - wide)
-    key = torch.where(track.success, torch.minimum(length, distance), 1e9 + distance)
+        direction, distance = track.direction, torch.where(track.success, track.distance, torch.inf)
+    length = torch.where(track.success, lengths(track.points - wide), torch.inf)
+    # one ray per row: the shortest, and the least hopeless if none was ever near a boundary
+    key = torch.minimum(distance, length)
+    key = torch.where(key < torch.inf, key, 1e9 + track.distance)
     chosen = key.reshape(count, batch).argmin(0) * batch + column
+    distance = torch.where(distance < torch.inf, distance, track.distance)
     last = shoot(
         model,
         images,
@@ -89,7 +92,7 @@ def linearised(
         box=box,
     )
     # the linearised length of the best ray may lie: never hand back less than what was seen on the way
-    length = torch.where(track.success, length, torch.inf).reshape(count, batch)
+    length = length.reshape(count, batch)
     seen = length.argmin(0) * batch + column
     better = last.success & (lengths(last.points - images) <= length.amin(0))
     found = torch.where(across(better | ~track.success[seen], images), last.points, track.points[seen])
@@ -104,14 +107,14 @@ def _turn(
 ) -> tuple[Tensor, Tensor, Track]:
     """Turns rays towards the projections of the image onto the boundaries linearised where the rays meet them.
 
-    Returns the directions whose linearised distance was shortest, that distance, and the closest success seen.
+    Returns the directions with the shortest distance measured (infinite where there is none), and the closest success.
     """
     tiny = torch.finfo(images.dtype).tiny
     points, success = track.points, track.success
     closest = torch.where(success, lengths(points - images), torch.inf)
     way, t = track.direction, track.distance
-    best, best_distance = way, t
     unmeasured = torch.full_like(t, torch.inf)
+    best, best_distance = way, unmeasured
     for iteration in range(iterations):
         point = clip(images + across(t, way) * way, box)
         delta = point - images
@@ -126,17 +129,21 @@ def _turn(
         advance = dot(plane, way)
         sound = (slope > 0) & (advance > 0.05) & (offset > 0.2 * t * advance)
         met = torch.where(sound, offset / advance.clamp_min(0.05), unmeasured)
-        shorter = met < (best_distance if iteration else unmeasured)
-        best, best_distance = torch.where(across(shorter, best), way, best), torch.where(shorter, met, best_distance)
+        # a long extrapolation is no measurement: rays that promise more than they keep would be chosen
+        near = sound & (met > 0.8 * t) & (met < 1.05 * t)
+        measured = torch.where(near, met, torch.where(goal.success, t, unmeasured))
+        shorter = measured < best_distance
+        best = torch.where(across(shorter, best), way, best)
+        best_distance = torch.where(shorter, measured, best_distance)
         # a step size annealed like DDN's: the kinks of piecewise linear networks average out, and no row gets stuck
         annealed = (1 + math.cos(math.pi * (iteration + 1) / iterations)) / 2
         part = _LEAST_TURN + (_FIRST_TURN - _LEAST_TURN) * annealed
-        reached = torch.where(sound, met, torch.minimum(best_distance, 1.1 * t))
+        reached = torch.where(sound, met, 1.1 * t)
         projection = across(torch.maximum(offset, 0.2 * t), plane) * plane
         way, _ = polar((1 - part) * across(reached, way) * way + part * projection, way)
         ahead = torch.where(sound, offset / dot(plane, way).clamp_min(0.05), reached)
-        t = torch.minimum(torch.maximum(ahead, 0.3 * t), 1.5 * t)
-    return best, best_distance, Track(points, way, closest, success)
+        t = torch.minimum(torch.maximum((1 + _OVERSHOOT) * ahead, 0.3 * t), 1.5 * t)
+    return best, best_distance, Track(points, way, t, success)
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

@@ -77,7 +77,7 @@ class Plan:
 
 
 def _quick() -> tuple[Stage, ...]:
-    return (Stage("linearised", options={"classes": 3, "rays": 1, "iterations": 0}),)
+    return (Stage("linearised", options={"classes": 3, "rays": 1, "search": 6, "iterations": 0}),)
 
 
 def _standard() -> tuple[Stage, ...]:
@@ -96,7 +96,7 @@ def _standard() -> tuple[Stage, ...]:
 
 def _thorough() -> tuple[Stage, ...]:
     return (
-        Stage("linearised", options={"classes": 20, "rays": 4, "iterations": 20, "search": 8, "refine": 6}),
+        Stage("linearised", options={"classes": 20, "rays": 3, "iterations": 40, "search": 6}),
         Stage("ddn", options={"steps": 100, "classes": 20}),
         Stage("cw", pixels=16, options={"steps": 50, "searches": 6}),
         Stage("foolbox.ddn", pixels=8, options={"steps": 100}),

@@ -31,7 +31,9 @@ def test_rays_extend_to_several_newton_steps(stretch: float) -> None:
     model = Saturating(stretch).double()
     images = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64)
     truth = stretch / 3**0.5
-    found = linearised(model, images, PixelFlip(torch.tensor([1]), torch.tensor([2])), iterations=0, refine=10)
+    found = linearised(
+        model, images, PixelFlip(torch.tensor([1]), torch.tensor([2])), search=6, iterations=0, refine=10
+    )
     assert model(found)[0, :, 1, 2].argmax() == 1
     assert float((found - images).norm()) == pytest.approx(truth, rel=0.01)
 
