@@ -73,7 +73,7 @@ def test_a_broken_claim_fails_and_its_replay_commands_work(place, capsys):
     assert "UNSOUND" in out
     assert "1.25" in out
     commands = [shlex.split(line.strip()) for line in out.splitlines() if "attackcheck replay" in line]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         assert main(command[1:]) == 1
         assert "reproduced" in capsys.readouterr().out

@@ -163,7 +163,8 @@ class ConsoleReporter:
 
     def _report(self, report: Report) -> None:
         if not self._quiet and report.attacked_count:
-            self._print(self._attack_table(report))
+            for table in self._attack_tables(report):
+                self._print(table)
             if report.regions:
                 self._print(self._region_table(report))
             if report.budgets:
@@ -181,18 +182,20 @@ class ConsoleReporter:
         self._out.print()
         self._out.print(table)
 
-    def _attack_table(self, report: Report) -> Table:
-        table = _table("Attacks: distances on the [0, 1] scale, tightness = radius / distance")
-        table.add_column("attack", no_wrap=True)
-        for name in ("flipped", "min d", "median d", "r/d 5 50 95 %", "slack L x atk", "passes f/b", "s"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for attack in report.attacks:
-            table.add_row(*_attack_row(attack))
-        return table
+    def _attack_tables(self, report: Report) -> list[Table]:
+        """One table where it fits, else distances and costs apart."""
+        title = "Attacks: distances on the [0, 1] scale, tightness = radius / distance"
+        rows = [_attack_row(attack) for attack in report.attacks]
+        if self._out.width >= 90:
+            return [_attack_table(title, _REACH + _COST, rows)]
+        return [
+            _attack_table(title, _REACH, [row[: len(_REACH)] for row in rows]),
+            _attack_table("Slack and cost", _REACH[:1] + _COST, [row[:1] + row[len(_REACH) :] for row in rows]),
+        ]
 
     def _region_table(self, report: Report) -> Table:
         table = _table("Regions: one perturbation that flips them")
-        table.add_column("image", justify="right")
+        table.add_column("image", justify="right", no_wrap=True)
         table.add_column("region", overflow="fold")
         for name in ("pixels", "joint distance", "best distance", "ratio"):
             table.add_column(name, justify="right")
@@ -252,22 +255,27 @@ class ConsoleReporter:
                     self._out.print(f"{kind.name}: {kind.value}")
             if len(broken) > SHOWN:
                 self._out.print(f"{len(broken) - SHOWN} more are in --json and in the folder of counterexamples")
-            saved = [violation.counterexample for violation in broken[:3] if violation.counterexample]
-            if saved:
-                self._out.print("replay with:")
-            for path in saved:
-                self._out.print("  " + shlex.join([*self._replay[:2], str(path), *self._replay[2:]]), soft_wrap=True)
+            self._replays(broken)
         others = [finding for finding in report.findings if finding.verdict is not Verdict.VIOLATED]
         if others and not self._quiet:
             self._print(_violation_table(f"Proposals that are no violations ({len(others)})", others[:SHOWN]))
             for verdict in sorted({finding.verdict.name for finding in others}):
                 self._out.print(f"{verdict}: {Verdict[verdict].value}")
 
+    def _replays(self, broken: Sequence[Violation]) -> None:
+        """The replay command of the worst violation of each kind."""
+        examples = [next((v for v in broken if v.kind is kind and v.counterexample), None) for kind in Kind]
+        paths = [str(violation.counterexample) for violation in examples if violation is not None]
+        if paths:
+            self._out.print("Replay the worst of each kind (the others likewise, their files lie in the same folder):")
+        for path in paths:
+            self._out.print("  " + shlex.join([*self._replay[:2], path, *self._replay[2:]]), soft_wrap=True)
+
 
 def _violation_table(title: str, findings: Sequence[Violation]) -> Table:
-    table = _table(title)
+    table = _table(title, gap=1)
     table.add_column("kind", no_wrap=True)
-    table.add_column("image", justify="right")
+    table.add_column("image", justify="right", no_wrap=True)
     table.add_column("where", no_wrap=True)
     table.add_column("class", no_wrap=True)
     for name in ("radius", "distance", "ratio"):
@@ -332,7 +340,21 @@ def _last_line(report: Report) -> Text:
     return Text(count)
 
 
-def _attack_row(attack: AttackSummary) -> list[str | Text]:
+_REACH = ("attack", "flipped", "min d", "median d", "tightness 5 50 95 %")
+_COST = ("slack: L x attack", "forward", "backward", "seconds")
+
+
+def _attack_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = _table(title)
+    table.add_column(columns[0], no_wrap=True)
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _attack_row(attack: AttackSummary) -> list[str]:
     tightness = [attack.tightness[q] for q in (0.05, 0.5, 0.95)] if attack.tightness else []
     slack = "-"
     if math.isfinite(attack.lipschitz_slack):
@@ -349,13 +371,16 @@ def _attack_row(attack: AttackSummary) -> list[str | Text]:
         _distance(attack.median) if attack.attacked else "-",
         middle,
         slack,
-        f"{_thousands(attack.forward)}/{_thousands(attack.backward)}",
+        _thousands(attack.forward),
+        _thousands(attack.backward),
         f"{attack.seconds:.1f}",
     ]
 
 
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+def _table(title: str, gap: int = 2) -> Table:
+    return Table(
+        title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+    )
 
 
 def _short(value: float) -> str:
