@@ -134,7 +134,7 @@ class Attacker:
             found = attack.function(
                 work.probe, images, objective, generator=_generators(seeds), **self._options(stage, eps)
             )
-            if stage.attack != "linearised":  # which ends on the boundary by itself
+            if not attack.refines:
                 bisect(work.probe, images, found, objective)
 
     def _attack_set(self, work: ImageWork, unit: Unit) -> None:
@@ -152,7 +152,7 @@ class Attacker:
             if region is not None:
                 objective = RegionFlip(region.mask, self._settings.target, region.fraction, loss=stage.loss)
             found = attack.function(work.probe, images, objective, generator=generator, **options)
-            if region is not None and unit.eps is None:
+            if region is not None and unit.eps is None and not attack.refines:
                 found = bisect(work.probe, images, found, objective)
         with torch.no_grad():
             predicted = self._model(found)[0].argmax(dim=0).cpu()

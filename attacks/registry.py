@@ -19,17 +19,20 @@ class Attack:
     """An optimiser under its public name.
 
     `minimal`: claims a perturbation of minimal norm (the others fill a given eps, or maximise the Lipschitz ratio).
+    `refines`: ends on the boundary by itself; the others' flips are to be bisected back.
     `objectives`: which of "pixel", "region", "image" it serves; "map" means `function(model, images, *, ...)`.
     """
 
     name: str
     function: Callable[..., Tensor]
     minimal: bool
+    refines: bool
     objectives: frozenset[str]
 
 
 _ALL = frozenset({"pixel", "region", "image"})
 _PIXEL = frozenset({"pixel"})
+_REFINING = frozenset({"_linearised", "_ddn", "_cw"})
 _TABLE = {
     "linearised": ("_linearised", "linearised", True, _ALL),
     "ddn": ("_ddn", "ddn", True, _ALL),
@@ -60,4 +63,5 @@ def get(name: str) -> Attack:
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise InputError(f"expected an attack among {', '.join(_TABLE)}, got {name!r}{hint}")
     home, function, minimal, objectives = _TABLE[name]
-    return Attack(name, getattr(import_module(f".{home}", __package__), function), minimal, objectives)
+    refines = home in _REFINING
+    return Attack(name, getattr(import_module(f".{home}", __package__), function), minimal, refines, objectives)
