@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Reference", "exact_arithmetic", "exact_distance", "frozen"]
+__all__ = ["Reference", "exact_arithmetic", "exact_distance", "frozen", "guarded"]
 
 Model = Callable[[Tensor], Tensor]
 UNIT = 2.0**-53
@@ -67,7 +66,9 @@ def frozen(model: Model) -> Model:
     for module in list(twin.modules()):
         if parametrize.is_parametrized(module):
             _resolve(module)
-    return twin.requires_grad_(False)
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    return twin
 
 
 def _resolve(module: nn.Module) -> None:
@@ -82,12 +83,22 @@ def _resolve(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
+def guarded(model: Model) -> Model:
+    """The model on a copy of its input, so that one that works in place cannot reach the image."""
+
+    def call(images: Tensor) -> Tensor:
+        return model(images.clone())
+
+    return call
+
+
 class Reference:
     """The model as a function of real numbers: float64 on the CPU, with an error bound measured for every point.
 
-    The bound is ``SAFETY`` times the largest difference between the float64 logits and float64 logits computed in
-    another order of summation with every arithmetic result disturbed by one rounding (Vignes 1993, stochastic
-    arithmetic, per tensor operation). It is measured, not proved; :attr:`precision` says what was possible.
+    The bound is ``SAFETY`` times the largest difference between the logits and those of other evaluations in which sums
+    run in another order and every rounded result moves by up to one unit in its own last place (Vignes 1993, stochastic
+    arithmetic, per tensor operation). It is measured, not proved; :attr:`precision` says what was possible: a model
+    that computes in a lower precision inside is judged with the roundings of that precision.
 
     Args:
         model: the frozen model, as deployed.
@@ -95,116 +106,142 @@ class Reference:
     """
 
     def __init__(self, model: Model, sample: Tensor) -> None:
-        self.precision = "float64"
-        self._dtype = torch.float64
-        self._model = model
+        self._dtype, self._device, self._model = torch.float64, torch.device("cpu"), model
         if isinstance(model, nn.Module):
-            try:
+            with suppress(RuntimeError, TypeError, AttributeError):
                 self._model = copy.deepcopy(model).cpu().double()
-            except (RuntimeError, TypeError, AttributeError):
-                self._model = model
         try:
-            with torch.no_grad():
-                if self._model(sample.detach().cpu().double()).dtype == torch.float64:
-                    return
+            with torch.no_grad(), _Watched(torch.float64) as watched:
+                self._model(sample.detach().cpu().double())
+            self.precision = watched.coarsest
+            return
         except (RuntimeError, TypeError, ValueError):
-            pass
-        self.precision = "float32"
-        self._dtype, self._model = sample.dtype, model
-        self._device = sample.device
+            self._dtype, self._device, self._model = sample.dtype, sample.device, model
+        with torch.no_grad(), _Watched(sample.dtype) as watched:
+            self._model(sample.detach().clone())
+        self.precision = watched.coarsest
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits ``(B, K, H, W)`` in float64 (computed in float32 where the model permits nothing else)."""
+        """Logits ``(B, K, H, W)`` in float64, or in what the model permits, as float64 numbers on the CPU."""
         with torch.no_grad():
-            device = torch.device("cpu") if self.precision == "float64" else self._device
-            return self._model(images.detach().to(device=device, dtype=self._dtype)).double().cpu()
+            # A copy always: a model that works in place must not reach the image.
+            return self._model(images.detach().to(device=self._device, dtype=self._dtype, copy=True)).double().cpu()
 
-    def disturbances(self, images: Tensor, logits: Tensor) -> list[Tensor]:
-        """Logits of other evaluation orders minus ``logits``, for error bounds."""
+    def error(self, image: Tensor, logits: Tensor) -> tuple[Tensor, float]:
+        """Error bounds at one image.
+
+        Args:
+            image: ``(1, C, H, W)``.
+            logits: this reference's logits there, ``(1, K, H, W)``.
+
+        Returns:
+            ``(K,)`` float64, of each class's logit anywhere on the map, and the bound of the norm of the whole map.
+        """
         differences = []
         for seed in range(2):
-            with _Disturbed(seed, torch.finfo(self._dtype).eps):
-                differences.append(self(images) - logits)
-        return differences
-
-    def error(self, images: Tensor, logits: Tensor) -> tuple[float, float]:
-        """Error bounds of a single logit difference, and of the norm of the whole logit map."""
-        differences = self.disturbances(images, logits)
-        unit = torch.finfo(self._dtype).eps
-        floor = 4.0 * unit * float(logits.abs().max())
-        largest = max(float(difference.abs().max()) for difference in differences)
+            with _Disturbed(seed):
+                differences.append((self(image) - logits)[0])
+        unit = torch.finfo(torch.float64).eps
+        largest = torch.stack([difference.abs().flatten(1).amax(dim=1) for difference in differences]).amax(dim=0)
+        floor = 4.0 * unit * logits[0].abs().flatten(1).amax(dim=1)
         norm = max(float(difference.norm()) for difference in differences)
-        return 2.0 * (SAFETY * largest + floor), SAFETY * norm + floor * math.sqrt(logits.numel())
+        return SAFETY * largest + floor, SAFETY * norm + 8.0 * unit * float(logits.norm())
 
 
-class _Disturbed(TorchFunctionMode):
-    """Sums run over the input channels in reversed order, and every arithmetic result moves by up to one rounding."""
+def _first(args: Any) -> Tensor | None:
+    return next((a for a in args if isinstance(a, Tensor) and a.is_floating_point()), None)
 
-    def __init__(self, seed: int, unit: float) -> None:
+
+class _Watched(TorchDispatchMode):
+    """Remembers the coarsest type that any number was narrowed to."""
+
+    def __init__(self, given: torch.dtype) -> None:
         super().__init__()
-        self._unit = unit
-        self._generator = torch.Generator().manual_seed(seed)
+        self._coarsest = given
 
-    def __torch_function__(
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        keywords = dict(kwargs or {})
-        if func in _REVERSIBLE:
-            args, keywords = _REVERSIBLE[func](args, keywords)
-        result = func(*args, **keywords)
-        if func in _ARITHMETIC and isinstance(result, Tensor) and result.is_floating_point():
-            noise = torch.rand(result.shape, generator=self._generator, dtype=result.dtype).mul_(2).sub_(1)
-            return result + result * noise.to(result.device) * self._unit
+        result = func(*args, **(kwargs or {}))
+        source = _first(args)
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor) and value.is_floating_point() and source is not None:
+                unit = torch.finfo(value.dtype).eps
+                if unit > max(torch.finfo(source.dtype).eps, torch.finfo(self._coarsest).eps):
+                    self._coarsest = value.dtype
         return result
 
-
-def _reverse_channels(args: Sequence[Any], keywords: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    groups = args[6] if len(args) > 6 else keywords.get("groups", 1)
-    if groups != 1 or len(args) < 2:
-        return args, keywords
-    return (args[0].flip(1), args[1].flip(1), *args[2:]), keywords
+    @property
+    def coarsest(self) -> str:
+        """Its name, such as ``float64``."""
+        return str(self._coarsest).removeprefix("torch.")
 
 
-def _reverse_features(args: Sequence[Any], keywords: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    if len(args) < 2:
-        return args, keywords
-    return (args[0].flip(-1), args[1].flip(-1), *args[2:]), keywords
+class _Disturbed(TorchDispatchMode):
+    """Sums run in reversed order, and every rounded result moves by up to one unit in its last place.
+
+    What is exact is listed; whatever is not listed is taken to round, so that an unknown one errs on the safe side.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in _REVERSIBLE:
+            args = _REVERSIBLE[name](args)
+        result = func(*args, **(kwargs or {}))
+        value = result[0] if isinstance(result, tuple | list) and result else result
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return result
+        source = _first(args)
+        unit = torch.finfo(value.dtype).eps
+        narrowed = name == "_to_copy" and source is not None and unit > torch.finfo(source.dtype).eps
+        if name in _EXACT and not narrowed:
+            return result
+        noise = torch.rand(value.shape, generator=self._generator, dtype=torch.float64).mul_(2).sub_(1).mul_(unit)
+        moved = (value.double() * (1.0 + noise.to(value.device))).to(value.dtype)
+        if name.endswith("_"):
+            value.copy_(moved)
+            return result
+        return (moved, *result[1:]) if isinstance(result, tuple) else moved
 
 
-_REVERSIBLE: dict[Any, Any] = {F.conv2d: _reverse_channels, F.linear: _reverse_features}
-_ARITHMETIC = frozenset(
+def _reverse_channels(args: Sequence[Any]) -> Sequence[Any]:
+    """Convolution: input, weight, bias, stride, padding, dilation, transposed, output padding, groups."""
+    if args[8] != 1:
+        return args
+    return (args[0].flip(1), args[1].flip(0 if args[6] else 1), *args[2:])
+
+
+def _reverse_product(args: Sequence[Any]) -> Sequence[Any]:
+    return (*args[:-2], args[-2].flip(-1), args[-1].flip(-2))
+
+
+_REVERSIBLE: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
+    "convolution": _reverse_channels,
+    "mm": _reverse_product,
+    "bmm": _reverse_product,
+}
+# fmt: off
+_EXACT = frozenset(
     {
-        F.conv2d,
-        F.conv_transpose2d,
-        F.linear,
-        torch.matmul,
-        torch.add,
-        torch.sub,
-        torch.mul,
-        torch.div,
-        torch.einsum,
-        Tensor.add,
-        Tensor.sub,
-        Tensor.mul,
-        Tensor.div,
-        Tensor.matmul,
-        Tensor.__add__,
-        Tensor.__radd__,
-        Tensor.__sub__,
-        Tensor.__rsub__,
-        Tensor.__mul__,
-        Tensor.__rmul__,
-        Tensor.__truediv__,
-        Tensor.__matmul__,
-        F.interpolate,
-        F.avg_pool2d,
-        torch.softmax,
-        F.softmax,
-        Tensor.softmax,
-        torch.exp,
-        torch.mean,
-        Tensor.mean,
-        torch.sum,
-        Tensor.sum,
+        "abs", "alias", "amax", "amin", "arange", "argmax", "argmin", "as_strided", "bernoulli", "bitwise_not", "cat",
+        "ceil", "chunk", "clamp", "clamp_", "clamp_max", "clamp_min", "clone", "constant_pad_nd", "contiguous",
+        "copy", "copy_", "cummax", "cummin", "detach", "diagonal", "dropout", "empty", "empty_like", "empty_strided",
+        "eq", "expand", "fill", "fill_", "flip", "floor", "full", "full_like", "gather", "ge", "gt", "im2col",
+        "index", "index_put", "index_put_", "index_select", "isfinite", "isinf", "isnan", "le", "lift_fresh",
+        "logical_not", "lt", "masked_fill", "masked_fill_", "max", "max_pool2d", "max_pool2d_with_indices", "maximum",
+        "min", "minimum", "native_dropout", "ne", "neg", "neg_", "new_empty", "new_empty_strided", "new_full",
+        "new_ones", "new_zeros", "ones", "ones_like", "permute", "pixel_shuffle", "pixel_unshuffle", "rand",
+        "rand_like", "randn", "randn_like", "reflection_pad2d", "relu", "relu_", "repeat", "replication_pad2d",
+        "reshape", "roll", "round", "scalar_tensor", "scatter", "select", "select_scatter", "sign", "slice",
+        "slice_scatter", "sort", "split", "split_with_sizes", "squeeze", "stack", "t", "topk", "transpose", "tril",
+        "triu", "unbind", "unfold", "unsqueeze", "upsample_nearest2d", "view", "where", "zero_", "zeros",
+        "zeros_like", "_reshape_alias", "_to_copy", "_unsafe_view",
     }
 )
+# fmt: on

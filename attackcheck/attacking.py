@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, Regi
 from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim
 from attackcheck.probe import Probe
-from attackcheck.recheck import Scene
+from attackcheck.recheck import Scene, Verdict
 from attackcheck.regions import Region
 from attackcheck.report import RegionResult
 from attackcheck.selection import seed_of
@@ -46,17 +46,19 @@ class ImageWork:
     pixels: Tensor  # (M, 2) chosen, on the CPU
     regions: Sequence[Region]
     attacked: Tensor  # (H, W) bool on the CPU: aimed at so far
+    verdicts: dict[tuple[int, int], Verdict] = field(default_factory=dict)  # of pixels, where it is not HELD
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One attack call; ``group`` are the pixels whose closest points are kept meanwhile, None for sets."""
+    """One attack call; ``group`` are the pixels whose closest points are kept meanwhile."""
 
     stage: Stage
     eps: float | None
-    group: Tensor | None = None
-    pixels: Tensor | None = None  # (P, 2)
+    group: Tensor
+    pixels: Tensor | None = None  # (P, 2), None for sets
     region: Region | None = None
+    target: int | None = None
 
 
 class Attacker:
@@ -77,12 +79,16 @@ class Attacker:
 
     def units(self, work: ImageWork) -> Iterator[Unit]:
         """All units of an image: sets first, then pixels in groups that fit the memory for points."""
+        size = max(1, SLOT_BYTES // (work.image.numel() * work.image.element_size()))
+        groups = torch.split(work.pixels, size)
+        target = self._settings.target
         for stage in self._settings.plan.stages:
             places: Sequence[Region | None] = work.regions if stage.objective == "region" else [None]
             if stage.objective != "pixel":
-                yield from (Unit(stage, eps, region=place) for place in places for eps in stage.eps or (None,))
-        size = max(1, SLOT_BYTES // (work.image.numel() * work.image.element_size()))
-        for group in torch.split(work.pixels, size):
+                for place in places:
+                    for eps in stage.eps or (None,):
+                        yield Unit(stage, eps, groups[0], region=place, target=target)
+        for group in groups:
             for stage in self._settings.plan.stages:
                 if stage.objective != "pixel":
                     continue
@@ -90,7 +96,7 @@ class Attacker:
                 for eps in stage.eps or (None,):
                     for chunk in torch.split(chosen, self.rows(work)):
                         if len(chunk):
-                            yield Unit(stage, eps, group=group, pixels=chunk)
+                            yield Unit(stage, eps, group, pixels=chunk, target=target)
 
     def aimed(self, work: ImageWork, stage: Stage, pixels: Tensor) -> Tensor:
         """Which of ``pixels`` (M, 2) a stage aims at, (M,) bool; never those that are of the target class already."""
@@ -114,25 +120,30 @@ class Attacker:
     def run(self, work: ImageWork, unit: Unit) -> None:
         """Run one unit; what it visits is recorded by the image's probe."""
         if unit.pixels is not None:
-            self._attack_pixels(work, unit.stage, unit.pixels, unit.eps)
+            self._attack_pixels(work, unit, unit.pixels)
         else:
             self._attack_set(work, unit)
 
-    def _attack_pixels(self, work: ImageWork, stage: Stage, pixels: Tensor, eps: float | None) -> None:
-        attack = registry.get(stage.attack)
+    def _attack_pixels(self, work: ImageWork, unit: Unit, pixels: Tensor) -> None:
+        stage, attack = unit.stage, registry.get(unit.stage.attack)
         if len(pixels) == 1:
             # Convolution libraries compute a batch of one by another algorithm; two rows agree with any larger number.
             pixels = pixels.expand(2, 2)
         seeds = [seed_of(self._settings.seed, work.index, f"{r},{c}", stage.attack) for r, c in pixels.tolist()]
         device = work.image.device
-        objective = PixelFlip(
-            pixels[:, 0].to(device), pixels[:, 1].to(device), self._settings.target, loss=stage.loss
-        ).bind(work.logits.expand(len(pixels), *work.logits.shape))
+        objective = PixelFlip(pixels[:, 0].to(device), pixels[:, 1].to(device), unit.target, loss=stage.loss).bind(
+            work.logits.expand(len(pixels), *work.logits.shape)
+        )
         images = work.image.expand(len(pixels), *work.image.shape).contiguous()
+        if not attack.flips:
+            view = _PixelLogits(work.probe, objective.pixel_rows, objective.pixel_cols)
+            with work.probe.attributed(stage.attack):
+                attack.function(view, images, generator=_generators(seeds), **self._options(stage, unit.eps))
+            return
         work.attacked[pixels[:, 0], pixels[:, 1]] = True
         with work.probe.attributed(stage.attack):
             found = attack.function(
-                work.probe, images, objective, generator=_generators(seeds), **self._options(stage, eps)
+                work.probe, images, objective, generator=_generators(seeds), **self._options(stage, unit.eps)
             )
             if not attack.refines:
                 bisect(work.probe, images, found, objective)
@@ -145,12 +156,12 @@ class Attacker:
         generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack)])
         options = self._options(stage, unit.eps)
         with work.probe.attributed(stage.attack):
-            if stage.objective == "map":
+            if not attack.flips:
                 attack.function(work.probe, images, generator=generator, **options)
                 return
             objective: Objective = ImageFlip(1.0, loss=stage.loss)
             if region is not None:
-                objective = RegionFlip(region.mask, self._settings.target, region.fraction, loss=stage.loss)
+                objective = RegionFlip(region.mask, unit.target, region.fraction, loss=stage.loss)
             found = attack.function(work.probe, images, objective, generator=generator, **options)
             if region is not None and unit.eps is None and not attack.refines:
                 found = bisect(work.probe, images, found, objective)
@@ -184,6 +195,19 @@ class Attacker:
         if eps is not None:
             options["eps"] = eps
         return options
+
+
+class _PixelLogits:
+    """The logits of one pixel per row, ``(B, K)``; a batch ``n`` times as long repeats each row ``n`` times."""
+
+    def __init__(self, probe: Probe, rows: Tensor, columns: Tensor) -> None:
+        self._probe, self._rows, self._columns = probe, rows, columns
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits = self._probe(images)
+        times = len(images) // len(self._rows)
+        rows, columns = self._rows.repeat_interleave(times), self._columns.repeat_interleave(times)
+        return logits[torch.arange(len(images), device=logits.device), :, rows, columns]
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -47,12 +47,12 @@ class Claim(Protocol):
         """``s`` such that flipping a set S takes at least ``s * sqrt(sum of squared radii)``; None: no joint claim."""
 
     @property
-    def cheap(self) -> bool:
-        """Whether radii follow from the logits alone, so that they can be had at every point an attack visits."""
+    def single_constant(self) -> bool:
+        """Whether :meth:`expansions` is one norm of the whole map over one constant."""
 
     @property
-    def slope(self) -> float:
-        """How much a radius changes at most per unit of change in a logit difference; 0 where that is not known."""
+    def cheap(self) -> bool:
+        """Whether radii follow from the logits alone, so that they can be had at every point an attack visits."""
 
     def describe(self) -> str:
         """One line for a header."""
@@ -85,12 +85,13 @@ class Claim(Protocol):
             ``(B, H, W)``, meaningful where ``lead`` is positive; zero for a claim that is not :attr:`cheap`.
         """
 
-    def expansions(self, change: Tensor, distance: Tensor) -> Tensor | None:
+    def expansions(self, change: Tensor, distance: Tensor, error: Tensor | None = None) -> Tensor | None:
         """How far the logits moved, relative to what the claim permits.
 
         Args:
             change: ``f(x') - f(x)``, ``(B, K, H, W)``.
             distance: ``||x' - x||``, ``(B,)`` float64, positive.
+            error: ``(K,)``, by how much the change of each class's logit may be wrong; only movement beyond it counts.
 
         Returns:
             ``(B,)`` float64, above 1 where the claim is broken; None if the claim is not about the logits' movement.
@@ -155,6 +156,11 @@ class LipschitzClaim:
         """``1 / (sqrt(2) L)``."""
         return 1.0 / (SQRT2 * self.pixel_constant)
 
+    @property
+    def single_constant(self) -> bool:
+        """For joint claims without a constant of their own for pixels."""
+        return self.scope == "joint" and self.pixel_constant == self.lipschitz
+
     def describe(self) -> str:
         """The constant, its scope and where it comes from."""
         pixel = "" if self.pixel is None or self.pixel == self.lipschitz else f", {self.pixel:.6g} per pixel"
@@ -174,12 +180,16 @@ class LipschitzClaim:
         """``lead / (sqrt(2) L)``."""
         return lead * self.slope
 
-    def expansions(self, change: Tensor, distance: Tensor) -> Tensor:
+    def expansions(self, change: Tensor, distance: Tensor, error: Tensor | None = None) -> Tensor:
         """The larger of the joint and the pixel ratio over its constant, ``(B,)`` float64."""
-        per_pixel = torch.linalg.vector_norm(change, dim=1)  # (B, H, W)
-        ratio: Tensor = per_pixel.flatten(1).amax(dim=1).double() / (self.pixel_constant * distance)
+        if error is not None:
+            change = change.sign() * (change.abs() - error[:, None, None]).clamp_min(0.0)
+        # Squares of numbers below 1e-19 vanish in float32: measured relative to the largest of them.
+        scale = change.abs().amax().clamp_min(torch.finfo(change.dtype).tiny)
+        per_pixel = torch.linalg.vector_norm(change / scale, dim=1).double() * scale.double()  # (B, H, W)
+        ratio: Tensor = per_pixel.flatten(1).amax(dim=1) / (self.pixel_constant * distance)
         if self.scope == "joint":
-            joint = torch.linalg.vector_norm(per_pixel.flatten(1), dim=1, dtype=torch.float64)
+            joint = torch.linalg.vector_norm(per_pixel.flatten(1), dim=1)
             ratio = torch.maximum(ratio, joint / (self.lipschitz * distance))
         return ratio
 
@@ -234,9 +244,9 @@ class ClassPairClaim:
         return True
 
     @property
-    def slope(self) -> float:
-        """Set by the closest pair of rows that differ."""
-        return 1.0 / (self.lipschitz_features * float(self._spread[self._spread > 0].min()))
+    def single_constant(self) -> bool:
+        """False: every pair of classes has its own."""
+        return False
 
     def describe(self) -> str:
         """The constant of the features and where it comes from."""
@@ -260,12 +270,14 @@ class ClassPairClaim:
         allowed = self._spread.to(logits.device)[clean.expand_as(lead), logits.argmax(dim=1)]
         return torch.where(lead > 0, lead / (self.lipschitz_features * allowed).to(lead.dtype), 0.0)
 
-    def expansions(self, change: Tensor, distance: Tensor) -> Tensor:
+    def expansions(self, change: Tensor, distance: Tensor, error: Tensor | None = None) -> Tensor:
         """Largest movement of a logit difference over what its pair of rows permits, ``(B,)`` float64."""
         spread: Tensor = self._spread.to(change.device)
         worst = torch.zeros_like(distance)
         for k in range(spread.shape[0]):
             moved = (change[:, k : k + 1].double() - change.double()).abs().flatten(2).amax(dim=2)  # (B, K)
+            if error is not None:
+                moved = (moved - error[k] - error).clamp_min(0.0)
             pair = torch.where(spread[k] > 0, moved / spread[k], torch.zeros_like(moved))
             worst = torch.maximum(worst, pair.amax(dim=1))
         return worst / (self.lipschitz_features * distance)
@@ -317,9 +329,9 @@ class RadiusClaim:
         return False
 
     @property
-    def slope(self) -> float:
-        """0: nothing is known."""
-        return 0.0
+    def single_constant(self) -> bool:
+        """False: nothing is claimed about logits."""
+        return False
 
     def describe(self) -> str:
         """Where the radii come from."""
@@ -336,6 +348,8 @@ class RadiusClaim:
             radii = self._stored[index : index + 1]
         elif callable(self.certifier):
             radii = torch.as_tensor(self.certifier(images)).detach().double()
+            if index is None and bool(radii.isnan().any()):
+                return None
             _check_radii(radii)
         if tuple(radii.shape) != shape:
             raise InputError(f"expected radii of shape {shape}, got {tuple(radii.shape)}")
@@ -345,7 +359,7 @@ class RadiusClaim:
         """Zero: radii elsewhere are the certifier's to say."""
         return torch.zeros_like(lead)
 
-    def expansions(self, change: Tensor, distance: Tensor) -> Tensor | None:  # noqa: ARG002
+    def expansions(self, change: Tensor, distance: Tensor, error: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """None: nothing is claimed about logits."""
         return None
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from attackcheck import preflight
-from attackcheck.arithmetic import Reference, exact_arithmetic, frozen
+from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.errors import InputError
 from attackcheck.events import (
     Advanced,
     Event,
+    Finding,
     ImageFinished,
     ImageStarted,
     RunFinished,
@@ -59,8 +60,10 @@ class _Run:
         self._subject = subject
         self._data = data
         self._settings = settings
-        model = frozen(subject.model)
-        self._model = model.to(settings.device) if isinstance(model, torch.nn.Module) else model
+        self._frozen = frozen(subject.model)
+        if isinstance(self._frozen, torch.nn.Module):
+            self._frozen.to(settings.device)
+        self._model = guarded(self._frozen)
         self._tally = Tally(data.ignore)
         self._attacker = Attacker(self._model, subject.claim, settings, self._tally)
         self._start = time.perf_counter()
@@ -74,23 +77,34 @@ class _Run:
         stopped: str | None = None
         try:
             for index in range(len(self._data)):
-                yield from self._image(index)
-                self._check_limits()
+                yield from self._counted(self._image(index))
         except _StopEarly as stop:
             stopped = str(stop)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
+        except InputError as error:
+            if not self._tally.radii and self._current is None:
+                raise  # nothing was done yet
+            stopped = str(error)
         if self._current is not None:
-            yield from self._finish(*self._current)
+            enough = self._settings.maxfail is not None and self._violations() >= self._settings.maxfail
+            yield from self._finish(*self._current, judge=not enough)
         yield RunFinished(self._report(stopped))
+
+    def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Pass events on until there are violations enough."""
+        for event in events:
+            yield event
+            if isinstance(event, Finding) and self._settings.maxfail == self._violations():
+                raise _StopEarly(f"stopped after {self._violations()} violations (maxfail {self._settings.maxfail})")
 
     def _image(self, index: int) -> Iterator[Event]:
         settings, claim, sample = self._settings, self._subject.claim, self._data[index]
         preflight.check_image(sample.image, sample.name)
         image = sample.image.to(settings.device)
         if self._judge is None:
-            preflight.check_mode(self._model, image[None])
-        logits = preflight.check_logits(self._model, image[None])
+            preflight.check_mode(self._frozen, image[None], own=self._frozen is not self._subject.model)
+        logits = preflight.check_logits(self._model, image[None]).clone()
         radius = claim.radii(image[None], logits, index)
         if radius is None:
             raise InputError(f"expected a claim about image {sample.name}, got none")
@@ -100,12 +114,14 @@ class _Run:
             expected, got = tuple(radius.shape[1:]), tuple(sample.labels.shape)
             raise InputError(f"expected labels of shape {expected} for {sample.name}, got {got}")
         if self._judge is None:
-            reference = Reference(self._model, image[None])
+            reference = Reference(self._frozen, image[None])
             self._judge = Judge(self._model, reference, claim, tolerance=settings.tolerance, device=settings.device)
             warnings = preflight.warnings_of(self._model, image[None], logits, radius, reference.precision)
             yield from (Warned(code, message) for code, message in warnings)
+        if sample.labels is not None and not claim.cheap:
+            # What a certifier says of ignored pixels binds nobody.
+            radius = torch.where((sample.labels == self._data.ignore).to(radius.device), 0.0, radius)
         scene = self._judge.scene(index, image, logits[0], radius[0])
-        noise = 2.0 * float((scene.deployed.double() - scene.reference).norm())
         eligible = scene.radius > 0
         if sample.labels is not None:
             eligible &= sample.labels != self._data.ignore
@@ -116,7 +132,7 @@ class _Run:
             labels=sample.labels,
             logits=logits[0],
             scene=scene,
-            probe=Probe(self._model, image, logits[0], radius[0], claim, noise=noise),
+            probe=Probe(self._model, image, logits[0], radius[0], claim),
             pixels=choose_pixels(settings.pixels, scene.radius, eligible, settings.seed, index),
             regions=[r for request in settings.regions for r in request.resolve(logits[0].argmax(dim=0), radius[0])]
             if any(stage.objective == "region" for stage in settings.plan.stages)
@@ -133,7 +149,7 @@ class _Run:
         yield ImageStarted(work.index, work.name, len(work.pixels), len(units))
         group = None
         for done, unit in enumerate(units, start=1):
-            if unit.group is not None and unit.group is not group:
+            if unit.group is not group:
                 yield from examiner.harvest(work, self._attacker)
                 group = unit.group
                 work.probe.aim(group[:, 0], group[:, 1])
@@ -141,14 +157,17 @@ class _Run:
             yield Advanced(work.index, unit.stage.attack, done, len(units), self._live_worst(work))
             self._check_limits()
 
-    def _finish(self, work: ImageWork, examiner: Examiner) -> Iterator[Event]:
+    def _finish(self, work: ImageWork, examiner: Examiner, judge: bool = True) -> Iterator[Event]:
         """Judge what is left of an image and add it to the sums."""
-        self._current = None
         before = self._violations()
-        yield from examiner.harvest(work, self._attacker)
-        yield from examiner.overtaken(work, self._attacker)
-        yield from examiner.witnesses(work)
-        examiner.finish(work, self._data.ignore)
+        try:
+            if judge:
+                yield from examiner.harvest(work, self._attacker)
+                yield from examiner.overtaken(work, self._attacker)
+                yield from examiner.witnesses(work)
+        finally:
+            self._current = None
+            examiner.finish(work, self._data.ignore)
         yield ImageFinished(work.index, int(work.attacked.sum()), self._violations() - before)
 
     def _live_worst(self, work: ImageWork) -> float:
@@ -163,8 +182,6 @@ class _Run:
 
     def _check_limits(self) -> None:
         settings = self._settings
-        if settings.maxfail is not None and self._violations() >= settings.maxfail:
-            raise _StopEarly(f"stopped after {self._violations()} violations (maxfail {settings.maxfail})")
         if settings.budget is not None and time.perf_counter() - self._start > settings.budget:
             raise _StopEarly(f"stopped after the budget of {settings.budget:g} s")
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attackcheck.attacking import Attacker, ImageWork, Unit
+from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim, LipschitzClaim
 from attackcheck.counterexample import Counterexample, save_counterexample
@@ -59,32 +61,59 @@ class Examiner:
         work.probe.aim(nothing, nothing)
 
     def overtaken(self, work: ImageWork, attacker: Attacker) -> Iterator[Finding | Warned]:
-        """Aim at the worst of the pixels that nobody aimed at, yet were seen flipped inside their radius."""
-        distance = work.probe.evidence.flip_distance.cpu()
-        ratio = torch.where(work.attacked, 0.0, work.scene.radius / distance).flatten()
-        worst = ratio.topk(min(OVERTAKEN, ratio.numel()))
-        index = worst.indices[worst.values > 1.0]
-        if not len(index) or self._settings.target is not None:
-            return
-        pixels = torch.stack([index // distance.shape[1], index % distance.shape[1]], dim=1)
-        work.probe.aim(pixels[:, 0], pixels[:, 1])
-        for part in torch.split(pixels, attacker.rows(work)):
-            attacker.run(work, Unit(Stage("linearised"), None, group=pixels, pixels=part))
-        yield from self.harvest(work, attacker)
+        """Aim at the worst of the pixels that were seen flipped inside their radius, yet are not judged for it.
+
+        They start with the points that showed it, as far as these were kept.
+        """
+        pixels = self._unjudged(work)[:OVERTAKEN]
+        if len(pixels):
+            work.probe.aim(pixels[:, 0], pixels[:, 1])
+            kept = work.probe.evidence.witnesses[Kind.PIXEL]
+            with work.probe.attributed("linearised"), torch.no_grad():
+                work.probe(kept.point[kept.ratio > 0])
+            for part in torch.split(pixels, attacker.rows(work)):
+                attacker.run(work, Unit(Stage("linearised"), None, pixels, pixels=part))
+            yield from self._judge_pixels(work, work.probe.evidence.slots, pixels, torch.ones(len(pixels)) > 0)
+        missed = len(self._unjudged(work))
+        if missed:
+            text = f"{missed} pixels of image {work.index} were seen flipped inside their radius and not judged for it"
+            yield Warned("AC113", text)
 
     def witnesses(self, work: ImageWork) -> Iterator[Finding | Warned]:
-        """Judge the worst point of each other kind, where it contradicts the claim."""
+        """Judge the worst points of the other kinds, largest ratio first, until one is confirmed."""
         seen = work.probe.evidence
         judges = {
             Kind.TWO_BALL: self._judge.two_ball,
             Kind.SET: self._judge.flipped_set,
             Kind.LIPSCHITZ: self._judge.expansion,
         }
-        for kind, witness in seen.witnesses.items():
-            if float(witness.ratio) > 1.0:
-                judgement = judges[kind](work.scene, witness.point)
-                if judgement is not None:
-                    yield from self._find(work, judgement, int(witness.attack))
+        for kind, judge in judges.items():
+            kept, confirmed = seen.witnesses[kind], 0.0
+            for place in kept.ratio.argsort(descending=True).tolist():
+                ratio, attack = float(kept.ratio[place]), int(kept.attack[place])
+                if ratio <= confirmed:
+                    break
+                judgement = judge(work.scene, kept.point[place])
+                if judgement is None:
+                    continue
+                if judgement.verdict is Verdict.VIOLATED or ratio > 1.0:
+                    yield from self._find(work, judgement, attack)
+                sure = (judgement.bound - judgement.allowance) / judgement.distance if judgement.distance > 0 else 0.0
+                if sure > confirmed:
+                    confirmed = sure
+                    self._tally.add_ratio(kind, seen.attacks[attack] if attack >= 0 else None, sure)
+                if judgement.verdict is Verdict.VIOLATED:
+                    break
+
+    def _unjudged(self, work: ImageWork) -> Tensor:
+        """Pixels ``(P, 2)`` seen flipped inside their radius without a verdict for it, worst first."""
+        distance = work.probe.evidence.flip_distance.cpu()
+        inside = distance.isfinite() & (distance < work.scene.radius * (1.0 - self._settings.tolerance))
+        for row, column in work.verdicts:
+            inside[row, column] = False
+        pixels = inside.nonzero()
+        order = (work.scene.radius / distance)[inside].argsort(descending=True)
+        return pixels[order]
 
     def finish(self, work: ImageWork, ignore: int) -> None:
         """Add an image's maps, costs and largest ratios to the sums."""
@@ -101,18 +130,17 @@ class Examiner:
         for name, cost in zip(seen.attacks, seen.costs, strict=True):
             objectives = [stage.objective for stage in self._settings.plan.stages if stage.attack == name]
             tally.add_cost(name, "+".join(dict.fromkeys(objectives)), cost)
-        tally.worst_set = max(tally.worst_set, *(float(seen.witnesses[k].ratio) for k in (Kind.SET, Kind.TWO_BALL)))
-        expansion = seen.witnesses[Kind.LIPSCHITZ]
-        if int(expansion.attack) >= 0:
-            tally.add_expansion(seen.attacks[int(expansion.attack)], float(expansion.ratio))
+        tally.verdicts.update(verdict.name for verdict in work.verdicts.values())
+        tally.verdicts[Verdict.HELD.name] += int(work.attacked.sum()) - len(work.verdicts)
 
     def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Finding | Warned]:
         radius = work.scene.radius[pixels[:, 0], pixels[:, 1]]
         inside = aimed & (slots.distance.cpu() < radius)
-        self._tally.verdicts[Verdict.HELD.name] += int((aimed & ~inside).sum())
         for i in inside.nonzero()[:, 0].tolist():
-            judgement = self._judge.pixel(work.scene, slots.point[i], int(pixels[i, 0]), int(pixels[i, 1]))
-            self._tally.verdicts[judgement.verdict.name] += 1
+            row, column = int(pixels[i, 0]), int(pixels[i, 1])
+            judgement = self._judge.pixel(work.scene, slots.point[i], row, column)
+            if judgement.verdict is not Verdict.HELD:
+                work.verdicts[row, column] = judgement.verdict
             yield from self._find(work, judgement, int(slots.attack[i]))
 
     def _add_pixels(self, work: ImageWork, attacker: Attacker, slots: Slots, pixels: Tensor, aimed: Tensor) -> None:
@@ -125,12 +153,15 @@ class Examiner:
             AttackedPixels(
                 radius=work.scene.radius[chosen[:, 0], chosen[:, 1]].numpy(),
                 distance=slots.distance.cpu()[aimed].numpy(),
+                confirmed=np.array(
+                    [work.verdicts.get((r, c)) in (None, Verdict.VIOLATED) for r, c in chosen.tolist()], dtype=bool
+                ),
                 lipschitz_slack=self._lipschitz_slack(work, slots, attacker.rows(work))[aimed].numpy(),
                 predicted=work.scene.predicted[chosen[:, 0], chosen[:, 1]].numpy(),
                 aimed={
                     stage.attack: attacker.aimed(work, stage, chosen).numpy()
                     for stage in self._settings.plan.stages
-                    if stage.objective == "pixel" and stage.attack in by_attack
+                    if stage.objective == "pixel" and stage.attack in by_attack and registry.get(stage.attack).flips
                 },
                 by_attack=by_attack,
             )

@@ -29,6 +29,7 @@ CODES = {
     "AC110": "weights are not finite",
     "AC111": "judged in float32, since the model does not run in float64",
     "AC112": "a counterexample could not be saved",
+    "AC113": "pixels were seen flipped inside their radius and not judged for it",
 }
 
 
@@ -64,18 +65,25 @@ def check_model(model: Model) -> None:
             raise InputError(f"AC110: expected finite weights, got NaN or infinity in {name!r}")
 
 
-def check_mode(model: Model, image: Tensor) -> None:
+def check_mode(model: Model, image: Tensor, *, own: bool) -> None:
     """Bring a frozen copy into evaluation mode, if that changes nothing at the image ``(1, C, H, W)``.
+
+    Args:
+        model: the copy, or where none can be made the user's model.
+        image: any image.
+        own: whether it is a copy; the user's model stays as it is.
 
     Raises:
         InputError: AC103, where training mode computes something else: then nobody knows which of the two is claimed.
     """
     if not isinstance(model, nn.Module) or not model.training:
         return
+    if not own:
+        raise InputError("AC103: expected a model in evaluation mode, got training mode; call model.eval()")
     with torch.no_grad():
         try:
-            training = model(image)
-            same = torch.equal(training, model.eval()(image))
+            training = model(image.clone())
+            same = torch.equal(training, model.eval()(image.clone()))
         except (RuntimeError, ValueError, TypeError, IndexError):
             same = True  # what is wrong there is said when the logits are checked
     model.eval()

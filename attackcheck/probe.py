@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attackcheck.claims import Claim
 
-__all__ = ["Cost", "Evidence", "Kind", "Probe", "Slots", "Witness"]
+__all__ = ["Cost", "Evidence", "Kind", "Probe", "Slots", "Witnesses"]
 
 
 class Kind(Enum):
@@ -41,13 +41,21 @@ class Cost:
     seconds: float = 0.0
 
 
-@dataclass
-class Witness:
-    """The worst point seen of one kind: ``ratio`` above 1 contradicts the claim in the deployed arithmetic."""
+SCALES = 8
+"""Distances are told apart by decades, from below 1e-5 to above 10."""
 
-    ratio: Tensor  # () float64
-    point: Tensor  # (C, H, W)
-    attack: Tensor  # () int64
+
+@dataclass
+class Witnesses:
+    """The worst points seen of one kind, one for each decade of distance.
+
+    A ratio above 1 contradicts the claim in the deployed arithmetic. Rounding fakes large ratios at tiny distances;
+    with one place for each decade they cannot crowd out the real ones.
+    """
+
+    ratio: Tensor  # (SCALES,) float64
+    point: Tensor  # (SCALES, C, H, W)
+    attack: Tensor  # (SCALES,) int64
 
 
 @dataclass
@@ -70,7 +78,7 @@ class Evidence:
     flip_distance: Tensor  # (H, W)
     flipped_by: Tensor  # (H, W) int64, index into ``attacks``, -1 where never flipped
     slots: Slots
-    witnesses: dict[Kind, Witness]
+    witnesses: dict[Kind, Witnesses]
     attacks: list[str] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
 
@@ -84,7 +92,6 @@ class Probe:
         logits: ``(K, H, W)``, the model's logits there.
         radius: ``(H, W)`` float64, the certified radii there.
         claim: the claim, asked for radii and expansions at the points visited.
-        noise: L2 norm of the deployed logits' rounding, not to be taken for an expansion.
     """
 
     def __init__(
@@ -94,9 +101,8 @@ class Probe:
         logits: Tensor,
         radius: Tensor,
         claim: Claim,
-        *,
-        noise: float = 0.0,
     ) -> None:
+        logits = _at_least_float32(logits)
         self._model = model
         self._image = image
         self._logits = logits
@@ -104,20 +110,20 @@ class Probe:
         self._others = torch.zeros_like(logits).scatter(0, self._clean[None], -math.inf)  # (K, H, W)
         self._radius_here = radius.to(logits.dtype)
         self._claim = claim
-        self._noise = noise
         self._current = -1
         device = image.device
 
-        def nobody() -> Witness:
-            zero = torch.zeros((), dtype=torch.float64, device=device)
-            return Witness(zero, image.clone(), torch.full((), -1, dtype=torch.int64, device=device))
+        def nobody() -> Witnesses:
+            zeros = torch.zeros(SCALES, dtype=torch.float64, device=device)
+            point = image.expand(SCALES, *image.shape).clone()
+            return Witnesses(zeros, point, torch.full((SCALES,), -1, dtype=torch.int64, device=device))
 
         none = torch.zeros(0, dtype=torch.int64, device=device)
         self.evidence = Evidence(
             flip_distance=torch.full_like(radius, math.inf),
             flipped_by=torch.full(radius.shape, -1, dtype=torch.int64, device=device),
             slots=_empty(image, none, none, 0),
-            witnesses={kind: nobody() for kind in (Kind.TWO_BALL, Kind.SET, Kind.LIPSCHITZ)},
+            witnesses={kind: nobody() for kind in Kind},
         )
 
     def aim(self, rows: Tensor, columns: Tensor) -> None:
@@ -151,24 +157,26 @@ class Probe:
             if logits.requires_grad:
                 logits.register_hook(_count(cost, images.shape[0]))  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self._record(images.detach(), logits.detach())
+            self._record(images.detach(), _at_least_float32(logits.detach()))
         return logits
 
     def _record(self, images: Tensor, logits: Tensor) -> None:
         # On a CPU this must stay far below the cost of a forward pass: argmax over classes alone would exceed it.
         seen = self.evidence
         distance = _row_norms(images - self._image)  # (B,)
-        usable = distance.isfinite() & (distance > 0) & logits.flatten(1).sum(dim=1).isfinite()
+        usable = distance.isfinite() & (distance > 0)
         distance = torch.where(usable, distance, math.inf)
         own = logits.gather(1, self._clean.expand(len(logits), 1, *self._clean.shape)).squeeze(1)
         lead = (logits + self._others).amax(dim=1) - own  # (B, H, W) of the best other class; a tie is no flip
-        flipped = (lead > 0) & usable[:, None, None]
+        flipped = (lead > 0) & lead.isfinite() & usable[:, None, None]
         nearest = torch.where(flipped, distance[:, None, None], math.inf).amin(dim=0)  # (H, W)
         closer = nearest < seen.flip_distance
         seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
         seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
         if len(seen.slots.rows):
             self._record_slots(images, distance, flipped, logits)
+        radius = torch.where(flipped, self._radius_here, 0.0).flatten(1).amax(dim=1)
+        self._keep(Kind.PIXEL, radius / distance, distance, images)
         # A certifier that is a function of images may be costly: it is asked about the final points only.
         if self._claim.cheap:
             self._record_claim(images, logits, distance, flipped, lead)
@@ -192,25 +200,27 @@ class Probe:
     def _record_claim(self, images: Tensor, logits: Tensor, distance: Tensor, flipped: Tensor, lead: Tensor) -> None:
         back = self._claim.way_back(lead, logits, self._clean)
         sums = torch.where(flipped, back + self._radius_here, 0.0).flatten(1)  # (B, H * W)
-        self._keep(Kind.TWO_BALL, sums.amax(dim=1) / distance, images)
+        self._keep(Kind.TWO_BALL, sums.amax(dim=1) / distance, distance, images)
         factor = self._claim.joint_factor
         if factor is not None:
-            self._keep(Kind.SET, factor * torch.linalg.vector_norm(sums, dim=1) / distance, images)
-        change = logits - self._logits
-        expansion = self._claim.expansions(change, distance)
+            self._keep(Kind.SET, factor * torch.linalg.vector_norm(sums, dim=1) / distance, distance, images)
+        expansion = self._claim.expansions(logits - self._logits, distance)
         if expansion is not None:
-            # Rounding of the logits over a tiny distance would pass for a steep slope and crowd out the real one.
-            real = (1.0 - self._noise / _row_norms(change).clamp_min(1e-300)).clamp_min(0.0)
-            self._keep(Kind.LIPSCHITZ, expansion * real, images)
+            self._keep(Kind.LIPSCHITZ, expansion, distance, images)
 
-    def _keep(self, kind: Kind, ratio: Tensor, images: Tensor) -> None:
-        witness = self.evidence.witnesses[kind]
-        ratio = torch.where(ratio.isfinite(), ratio, 0.0)
-        largest, row = ratio.max(dim=0)
-        worse = largest > witness.ratio
-        witness.ratio = torch.where(worse, largest, witness.ratio)
-        witness.point = torch.where(worse, images[row], witness.point)
-        witness.attack = torch.where(worse, self._current, witness.attack)
+    def _keep(self, kind: Kind, ratio: Tensor, distance: Tensor, images: Tensor) -> None:
+        witnesses = self.evidence.witnesses[kind]
+        scale = (distance.log10().floor() + 6).clamp(0, SCALES - 1)  # (B,)
+        places = torch.arange(SCALES, device=distance.device)
+        ratio = torch.where(ratio.isnan() | distance.isinf(), 0.0, ratio.double())
+        largest, row = torch.where(scale[:, None] == places, ratio[:, None], 0.0).max(dim=0)  # (SCALES,)
+        worse = largest > witnesses.ratio
+        witnesses.ratio = torch.where(worse, largest, witnesses.ratio)
+        witnesses.attack = torch.where(worse, self._current, witnesses.attack)
+        if worse.device.type == "cpu":
+            witnesses.point[worse] = images[row[worse]]
+        else:
+            witnesses.point = torch.where(worse[:, None, None, None], images[row], witnesses.point)
 
 
 def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int) -> Slots:
@@ -226,6 +236,10 @@ def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int) -> Slots:
         attack=nobody.clone(),
         per_attack=[infinite.clone() for _ in range(attacks)],
     )
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.element_size() < 4 else logits
 
 
 def _row_norms(x: Tensor) -> Tensor:

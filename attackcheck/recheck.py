@@ -70,7 +70,7 @@ class Scene:
     image: Tensor  # (C, H, W) as stored
     deployed: Tensor  # (K, H, W)
     reference: Tensor  # (K, H, W) float64
-    error: float  # of a float64 logit difference
+    error: Tensor  # (K,) of a float64 logit of each class
     norm_error: float  # of the norm of the float64 logit map
     predicted: Tensor  # (H, W) the certifier's own prediction
     radius: Tensor  # (H, W) float64
@@ -107,9 +107,8 @@ class Judge:
         """Float64 logits and error bounds of one clean image ``(C, H, W)`` with its deployed logits ``(K, H, W)``."""
         exact = self._reference(image[None])
         error, norm_error = self._reference.error(image[None], exact)
-        deployed = deployed.detach().cpu()
-        wrong = (deployed.double() - exact[0]).abs().amax(dim=0)  # (H, W)
-        radius = radius.detach().cpu()
+        deployed, radius = deployed.detach().cpu(), radius.detach().cpu()
+        predicted = deployed.argmax(dim=0)
         return Scene(
             index=index,
             image=image.detach().cpu(),
@@ -117,9 +116,9 @@ class Judge:
             reference=exact[0],
             error=error,
             norm_error=norm_error,
-            predicted=deployed.argmax(dim=0),
+            predicted=predicted,
             radius=radius,
-            rounding=self._rounding(wrong, radius),
+            rounding=_share(radius, _relative_error(deployed, exact[0], error, predicted)),
         )
 
     def pixel(self, scene: Scene, perturbed: Tensor, row: int, column: int) -> Judgement:
@@ -137,7 +136,7 @@ class Judge:
                 pushed = self._flip(scene, _further(scene, perturbed, step), row, column)
                 if pushed.verdict in (Verdict.VIOLATED, Verdict.ROUNDING):
                     return pushed
-        if self._deployed_flips(scene, perturbed, row, column) and first.bound > first.distance:
+        if first.bound > first.distance and self._deployed_flips(scene, perturbed, row, column):
             return replace(first, verdict=Verdict.DEPLOYED_ONLY)
         return first
 
@@ -150,14 +149,16 @@ class Judge:
 
     def _two_ball(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
         there = self._point(scene, perturbed)
-        radius = self._back(scene, perturbed, there)
-        if radius is None or not bool(there.flipped.any()):
+        back = self._back(scene, perturbed, there)
+        if back is None:
             return None
-        bound = torch.where(there.flipped, scene.radius + radius, 0.0)
-        wrong = (self._deployed(perturbed).double() - there.logits).abs().amax(dim=0)
-        allowance = (scene.rounding + self._rounding(wrong, radius)).clamp_min(self.tolerance * there.distance)
-        excess = bound - there.distance - allowance
-        worst = divmod(int(torch.where(there.flipped, bound - allowance, -math.inf).argmax()), bound.shape[1])
+        radius, relative, flipped = back
+        if not bool(flipped.any()):
+            return None
+        bound = torch.where(flipped, scene.radius + radius, 0.0)
+        allowance = (scene.rounding + _share(radius, relative)).clamp_min(self.tolerance * there.distance)
+        excess = torch.where(flipped, bound - there.distance - allowance, -math.inf)
+        worst = divmod(int(excess.argmax()), bound.shape[1])
         broken = (excess > 0).nonzero()
         verdict = Verdict.VIOLATED if len(broken) else Verdict.ROUNDING
         if not len(broken) and bool((bound <= there.distance).all()):
@@ -188,9 +189,11 @@ class Judge:
         back = self._back(scene, perturbed, there)
         if here is None or back is None:
             return None
-        sums = torch.where(there.flipped, here[0] + back, 0.0)
-        bound = factor * float(sums.norm())
-        error = 2.0 * there.error * self._claim.slope * factor * math.sqrt(int(there.flipped.sum()))
+        radius, relative, flipped = back
+        # Flipped beyond error only, and every radius with the error of the margin that it is made of.
+        own = _relative_error(scene.reference, scene.reference, scene.error, scene.predicted)
+        bound = factor * float(torch.where(flipped, here[0] + radius, 0.0).norm())
+        error = factor * float(torch.where(flipped, _share(here[0], own) + _share(radius, relative), 0.0).norm())
         return self._measured(Kind.SET, bound, error, there, perturbed)
 
     def expansion(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
@@ -198,13 +201,18 @@ class Judge:
         perturbed = perturbed.detach().cpu()
         there = self._point(scene, perturbed)
         change = (there.logits - scene.reference)[None]
-        ratio = self._claim.expansions(change, torch.tensor([there.distance], dtype=torch.float64))
-        if ratio is None:
+        distance = torch.tensor([there.distance], dtype=torch.float64)
+        ratio = self._claim.expansions(change, distance)
+        sure = self._claim.expansions(change, distance, scene.error + there.error)
+        if ratio is None or sure is None:
             return None
-        moved = float(change.norm())
-        relative = (scene.norm_error + there.norm_error) / moved if moved > 0 else math.inf
+        error = float(ratio - sure)
+        if self._claim.single_constant:
+            # Where single logits are below their error, that of the norm of the whole map may still be small.
+            lost = (scene.norm_error + there.norm_error) / max(float(change.norm()), 1e-300)
+            error = min(error, float(ratio) * lost)
         bound = float(ratio) * there.distance
-        return self._measured(Kind.LIPSCHITZ, bound, bound * relative, there, perturbed)
+        return self._measured(Kind.LIPSCHITZ, bound, error * there.distance, there, perturbed)
 
     def _pushed(
         self, examine: Callable[[Scene, Tensor], Judgement | None], scene: Scene, perturbed: Tensor
@@ -227,41 +235,37 @@ class Judge:
         return Judgement(verdict, kind, bound, there.distance, perturbed, -1, allowance, pixels)
 
     def _flip(self, scene: Scene, perturbed: Tensor, row: int, column: int) -> Judgement:
-        distance = exact_distance(scene.image, perturbed)
-        there = self._reference(perturbed[None])
-        error = max(scene.error, self._reference.error(perturbed[None], there)[0])
-        own = int(scene.predicted[row, column])
-        here_gap = _gap(scene.reference[:, row, column], own)
-        logits = there[0, :, row, column]
-        new = int(logits.argmax())
-        there_gap = float(logits[new] - logits[own])
-        radius = float(scene.radius[row, column])
+        there = self._point(scene, perturbed)
+        radius, distance = float(scene.radius[row, column]), there.distance
         allowance = max(float(scene.rounding[row, column]), self.tolerance * min(radius, distance))
-        if abs(here_gap) <= error:
-            verdict = Verdict.UNDECIDED
-        elif here_gap < 0:
-            verdict = Verdict.DEPLOYED_ONLY  # the certifier's prediction is not the real-number function's
-        elif new == own or there_gap <= error:
-            near = new != own or -_gap(logits, own) >= -error
-            verdict = Verdict.UNDECIDED if near else Verdict.NOT_REPRODUCED
+        if not bool(there.own_here[row, column] > 0):
+            # Either a tie, or the certifier's prediction is not the real-number function's.
+            verdict = Verdict.DEPLOYED_ONLY if bool(there.other_here[row, column] > 0) else Verdict.UNDECIDED
+        elif not bool(there.other_there[row, column] > 0):
+            verdict = Verdict.NOT_REPRODUCED if bool(there.own_there[row, column] > 0) else Verdict.UNDECIDED
         elif radius - distance > allowance:
             verdict = Verdict.VIOLATED
         else:
             verdict = Verdict.ROUNDING if radius > distance else Verdict.HELD
-        return Judgement(
-            verdict, Kind.PIXEL, radius, distance, perturbed, new, allowance, torch.tensor([[row, column]])
-        )
+        target = int(there.predicted[row, column])
+        pixels = torch.tensor([[row, column]])
+        return Judgement(verdict, Kind.PIXEL, radius, distance, perturbed, target, allowance, pixels)
 
     def _point(self, scene: Scene, perturbed: Tensor) -> _Point:
         logits = self._reference(perturbed[None])
         error, norm_error = self._reference.error(perturbed[None], logits)
-        error = max(error, scene.error)
-        z = logits[0]
-        own = scene.predicted[None]
-        lead = z.scatter(0, own, -math.inf).amax(dim=0) - z.gather(0, own)[0]
-        here = scene.reference.gather(0, own)[0] - scene.reference.scatter(0, own, -math.inf).amax(dim=0)
-        flipped = (lead > error) & (here > error)
-        return _Point(z, z.argmax(dim=0), lead, flipped, error, norm_error, exact_distance(scene.image, perturbed))
+        z, own = logits[0], scene.predicted
+        return _Point(
+            logits=z,
+            predicted=z.argmax(dim=0),
+            own_here=_sure_lead(scene.reference, scene.error, own),
+            other_here=_sure_rival(scene.reference, scene.error, own),
+            own_there=_sure_lead(z, error, own),
+            other_there=_sure_rival(z, error, own),
+            error=error,
+            norm_error=norm_error,
+            distance=exact_distance(scene.image, perturbed),
+        )
 
     def _deployed(self, perturbed: Tensor) -> Tensor:
         with torch.no_grad():
@@ -271,37 +275,80 @@ class Judge:
         own = int(scene.predicted[row, column])
         return all(int(self._deployed(perturbed)[:, row, column].argmax()) != own for _ in range(3))
 
-    def _back(self, scene: Scene, perturbed: Tensor, there: _Point) -> Tensor | None:
-        """How far flipped pixels ``(H, W)`` are from their clean class again, None where the claim does not say."""
-        if self._claim.cheap:
-            return self._claim.way_back(there.lead[None], there.logits[None], scene.predicted)[0]
-        radius = self._claim.radii(perturbed[None].to(self._device), self._deployed(perturbed)[None], None)
-        return None if radius is None else radius[0].cpu()
+    def _back(self, scene: Scene, perturbed: Tensor, there: _Point) -> tuple[Tensor, Tensor, Tensor] | None:
+        """How far flipped pixels are from their clean class again, its relative error, and which pixels those are.
 
-    def _rounding(self, wrong: Tensor, radius: Tensor) -> Tensor:
-        """What float32 does to radii ``(H, W)`` computed from logits that are wrong by ``wrong`` ``(H, W)``."""
-        finite = torch.where(radius.isfinite(), radius, 0.0)
-        return 4.0 * 2.0**-24 * finite + 2.0 * wrong * self._claim.slope
+        None where the claim does not say.
+        """
+        own = scene.predicted
+        flipped = there.flipped
+        if self._claim.cheap:
+            others = there.logits.scatter(0, own[None], -math.inf)
+            lead = others.amax(dim=0) - there.logits.gather(0, own[None])[0]
+            radius = self._claim.way_back(lead[None], there.logits[None], own)[0]
+            relative = (there.error[others.argmax(dim=0)] + there.error[own]) / lead.clamp_min(1e-300)
+            return radius, torch.where(flipped, relative, 0.0), flipped
+        deployed = self._deployed(perturbed)
+        radii = self._claim.radii(perturbed[None].to(self._device), deployed[None].to(self._device), None)
+        if radii is None:
+            return None
+        # The certifier's ball is about the class that the model as deployed predicts there.
+        flipped = flipped & (deployed.argmax(dim=0) == there.predicted)
+        return radii[0].cpu(), _relative_error(deployed, there.logits, there.error, there.predicted), flipped
 
 
 @dataclass(frozen=True)
 class _Point:
+    """A perturbed image in float64; the leads are lower bounds, positive where they are beyond the error."""
+
     logits: Tensor  # (K, H, W) float64
     predicted: Tensor  # (H, W)
-    lead: Tensor  # (H, W) of the best other class over the clean one
-    flipped: Tensor  # (H, W) bool, beyond error at both ends
-    error: float
+    own_here: Tensor  # (H, W) lead of the clean class at the clean image
+    other_here: Tensor  # (H, W) lead of another class there
+    own_there: Tensor  # (H, W) lead of the clean class at the perturbed image
+    other_there: Tensor  # (H, W) lead of another class there
+    error: Tensor  # (K,)
     norm_error: float
     distance: float
+
+    @property
+    def flipped(self) -> Tensor:
+        """Pixels that are of their clean class here and of another there, both beyond error, (H, W) bool."""
+        return (self.own_here > 0) & (self.other_there > 0)
+
+
+def _sure_lead(logits: Tensor, error: Tensor, own: Tensor) -> Tensor:
+    """Lower bound of the lead of class ``own`` (H, W) over all others."""
+    allowance = error[:, None, None]
+    rest = (logits + allowance).scatter(0, own[None], -math.inf).amax(dim=0)
+    return (logits - allowance).gather(0, own[None])[0] - rest
+
+
+def _sure_rival(logits: Tensor, error: Tensor, own: Tensor) -> Tensor:
+    """Lower bound of the lead of the best other class over ``own`` (H, W)."""
+    allowance = error[:, None, None]
+    rest = (logits - allowance).scatter(0, own[None], -math.inf).amax(dim=0)
+    return rest - (logits + allowance).gather(0, own[None])[0]
+
+
+def _relative_error(deployed: Tensor, exact: Tensor, error: Tensor, own: Tensor) -> Tensor:
+    """Largest relative error of a margin of class ``own`` (H, W), and so of any radius made of margins.
+
+    A radius is monotone and homogeneous of degree one in the margins that it is computed from, whatever the claim.
+    """
+    truth = exact.gather(0, own[None]) - exact
+    shown = deployed.double().gather(0, own[None]) - deployed.double()
+    wrong = (shown - truth).abs() + error[:, None, None] + error[own][None]
+    relative = torch.where(truth > 0, wrong / truth.clamp_min(1e-300), math.inf).scatter(0, own[None], 0.0)
+    return relative.amax(dim=0) + 4.0 * 2.0**-24
+
+
+def _share(radius: Tensor, relative: Tensor) -> Tensor:
+    """``radius * relative`` where the radius is positive and finite, else 0."""
+    return torch.where((radius > 0) & radius.isfinite(), radius * relative, 0.0)
 
 
 def _further(scene: Scene, perturbed: Tensor, step: float) -> Tensor:
     """The point whose perturbation is ``step`` times as long."""
     delta = perturbed.double() - scene.image.double()
     return (scene.image.double() + delta * step).to(perturbed.dtype)
-
-
-def _gap(logits: Tensor, own: int) -> float:
-    others = logits.clone()
-    others[own] = -math.inf
-    return float(logits[own] - others.max())

@@ -46,7 +46,7 @@ def choose_pixels(choice: PixelChoice, radius: Tensor, eligible: Tensor, seed: i
     generator = torch.Generator().manual_seed(seed_of(seed, image, "pixels"))
     height, width = radius.shape
     if isinstance(choice, np.ndarray):
-        own = torch.from_numpy(choice[choice[:, 0] == image][:, 1:].astype(np.int64))
+        own = torch.from_numpy(np.unique(choice[choice[:, 0] == image][:, 1:].astype(np.int64), axis=0))
         outside = (own < 0).any(dim=1) | (own[:, 0] >= height) | (own[:, 1] >= width)
         if bool(outside.any()):
             worst = own[outside][0].tolist()

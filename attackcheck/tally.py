@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from attackcheck.probe import Cost
+from attackcheck.probe import Cost, Kind
 from attackcheck.report import (
     QUANTILES,
     AttackSummary,
@@ -28,14 +28,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class AttackedPixels:
-    """Pixels of one image under attack, and how far each attack came.
-
-    ``slope`` is the norm of the gradient of the margin that was overcome, NaN where unknown; ``reach`` is the
-    perturbation norm that would suffice if the logits were linear (margin over slope).
-    """
+    """Pixels of one image under attack, and how far each attack came."""
 
     radius: Array  # (M,)
     distance: Array  # (M,) inf where not flipped
+    confirmed: Array  # (M,) bool, False where the judge did not agree
     lipschitz_slack: Array  # (M,)
     predicted: Array  # (M,)
     aimed: dict[str, Array]  # attack -> (M,) bool: this attack was aimed at the pixel
@@ -46,7 +43,6 @@ class AttackedPixels:
 class _Spent:
     objective: str
     cost: Cost = field(default_factory=Cost)
-    expansion: float = 0.0
 
 
 @dataclass
@@ -83,17 +79,13 @@ class Tally:
         self.regions: list[RegionResult] = []
         self.verdicts: Counter[str] = Counter()
         self.unchecked: Counter[str] = Counter()
-        self.worst_set = 0.0
+        self._ratios: dict[Kind, float] = {}
+        self._expansions: dict[str, float] = {}
         self.unsaved = 0  # counterexamples that could not be written
         self._pixels: list[AttackedPixels] = []
         self._spent: dict[str, _Spent] = {}
         self._classes: dict[int, _PerClass] = {}
         self._budgets: dict[tuple[float, str], _Budget] = {}
-
-    @property
-    def worst_pixel(self) -> float:
-        """Largest radius / distance over attacked pixels so far."""
-        return max((float((p.radius / p.distance).max()) for p in self._pixels if len(p.radius)), default=0.0)
 
     def add_pixels(self, pixels: AttackedPixels) -> None:
         """Results of pixels that were aimed at."""
@@ -106,9 +98,11 @@ class Tally:
         spent.cost.backward += cost.backward
         spent.cost.seconds += cost.seconds
 
-    def add_expansion(self, attack: str, ratio: float) -> None:
-        """The largest ratio of an image between the logits' movement and what is claimed, and who witnessed it."""
-        self._spent[attack].expansion = max(self._spent[attack].expansion, ratio)
+    def add_ratio(self, kind: Kind, attack: str | None, ratio: float) -> None:
+        """A confirmed ratio of what the claim demands to what an attack needed, for sets and maps."""
+        self._ratios[kind] = max(self._ratios.get(kind, 0.0), ratio)
+        if kind is Kind.LIPSCHITZ and attack is not None:
+            self._expansions[attack] = max(self._expansions.get(attack, 0.0), ratio)
 
     def add_classes(self, predicted: Array, radius: Array, labels: Array | None) -> None:
         """Prediction, radii and labels (or None) of one image, ``(H, W)`` each."""
@@ -135,12 +129,12 @@ class Tally:
             entry.attacked += int((attacked == labels)[valid].sum())
 
     def limit(self) -> DetectionLimit:
-        """What this run's evidence would have caught."""
-        return DetectionLimit(
-            pixel=_inverse(self.worst_pixel),
-            set=_inverse(self.worst_set),
-            map=_inverse(max((spent.expansion for spent in self._spent.values()), default=0.0)),
+        """What this run's evidence would have caught: confirmed ratios only, so that rounding promises nothing."""
+        pixel = max(
+            (float(_ratio(p.radius, p.distance)[p.confirmed].max(initial=0.0)) for p in self._pixels), default=0.0
         )
+        sets = max(self._ratios.get(Kind.SET, 0.0), self._ratios.get(Kind.TWO_BALL, 0.0))
+        return DetectionLimit(_inverse(pixel), _inverse(sets), _inverse(self._ratios.get(Kind.LIPSCHITZ, 0.0)))
 
     def attacks(self, order: Sequence[str]) -> tuple[AttackSummary, ...]:
         """One summary per attack that ran, in this order; attacks beyond it come last."""
@@ -168,7 +162,7 @@ class Tally:
             forward=spent.cost.forward,
             backward=spent.cost.backward,
             seconds=spent.cost.seconds,
-            expansion=spent.expansion,
+            expansion=self._expansions.get(name, 0.0),
         )
 
     def classes(self, names: Sequence[str] | None) -> tuple[ClassSummary, ...]:
@@ -216,4 +210,5 @@ def _joined(parts: list[Array]) -> Array:
 
 def _ratio(radius: Array, distance: Array) -> Array:
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(distance), radius / distance, 0.0)
+        ratio: Array = np.where(np.isfinite(distance), radius / distance, 0.0)
+    return ratio

@@ -3,7 +3,7 @@
 name = "mine"                  # optional, the file's name by default
 [[stage]]
 attack = "ddn"                 # a name of attackcheck.attacks.registry
-objective = "pixel"            # "pixel" (default), "region", "image"; "map" for the Lipschitz ascent
+objective = "pixel"            # "pixel" (default), "region", "image"; "map" for the Lipschitz ascent (or "pixel")
 pixels = 8                     # at most this many of the chosen pixels of each image; all by default
 loss = "ce"                    # of attackcheck.attacks.objectives; "margin" by default
 eps = [0.1, 0.3]               # for attacks at a fixed budget: one run for each
@@ -92,6 +92,8 @@ def _standard() -> tuple[Stage, ...]:
         # on trained networks this loss flips up to ten times as many pixels as the summed hinge
         Stage("pgd", objective="image", options={"steps": 15}, eps=(0.1, 0.3, 1.0), loss="cospgd"),
         Stage("lipschitz", objective="map"),
+        # a constant of single pixels is not seen on the whole map
+        Stage("lipschitz", pixels=2, options={"steps": 10, "radii": (0.1,)}),
     )
 
 
@@ -110,6 +112,7 @@ def _thorough() -> tuple[Stage, ...]:
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.05, 0.1, 0.3, 1.0, 3.0), loss="cospgd"),
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="js"),
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="segpgd"),
+        Stage("lipschitz", pixels=16, options={"steps": 20, "radii": (0.01, 0.1, 1.0)}),
         Stage("lipschitz", objective="map", options={"steps": 150, "radii": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
     )
 
@@ -178,6 +181,6 @@ def plan_of_attacks(names: Sequence[str]) -> Plan:
     for name in names:
         attack = registry.get(name)
         fixed = "eps" in inspect.signature(attack.function).parameters
-        objective = "pixel" if "pixel" in attack.objectives else "map"
+        objective = "pixel" if attack.flips else "map"
         stages.append(Stage(name, objective, eps=_BUDGETS if fixed else ()))
     return Plan(",".join(names), tuple(stages))

@@ -20,6 +20,7 @@ class Attack:
 
     `minimal`: claims a perturbation of minimal norm (the others fill a given eps, or maximise the Lipschitz ratio).
     `refines`: ends on the boundary by itself; the others' flips are to be bisected back.
+    `flips`: pursues an objective; else `function(model, images, *, ...)` moves the logits it is shown as far as it can.
     `objectives`: which of "pixel", "region", "image" it serves; "map" means `function(model, images, *, ...)`.
     """
 
@@ -27,6 +28,7 @@ class Attack:
     function: Callable[..., Tensor]
     minimal: bool
     refines: bool
+    flips: bool
     objectives: frozenset[str]
 
 
@@ -38,7 +40,7 @@ _TABLE = {
     "ddn": ("_ddn", "ddn", True, _ALL),
     "cw": ("_cw", "cw", True, _ALL),
     "pgd": ("_pgd", "pgd", False, _ALL),
-    "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map"})),
+    "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),
     "foolbox.ddn": ("libraries", "foolbox_ddn", True, _PIXEL),
     "foolbox.cw": ("libraries", "foolbox_cw", True, _PIXEL),
     "foolbox.deepfool": ("libraries", "foolbox_deepfool", True, _PIXEL),
@@ -64,4 +66,5 @@ def get(name: str) -> Attack:
         raise InputError(f"expected an attack among {', '.join(_TABLE)}, got {name!r}{hint}")
     home, function, minimal, objectives = _TABLE[name]
     refines = home in _REFINING
-    return Attack(name, getattr(import_module(f".{home}", __package__), function), minimal, refines, objectives)
+    flips = "map" not in objectives
+    return Attack(name, getattr(import_module(f".{home}", __package__), function), minimal, refines, flips, objectives)

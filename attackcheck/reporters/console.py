@@ -359,7 +359,7 @@ def _attack_row(attack: AttackSummary) -> list[str]:
     slack = "-"
     if math.isfinite(attack.lipschitz_slack):
         slack = f"{attack.lipschitz_slack:.2f} x {attack.attack_slack:.2f}"
-    if attack.objective == "map":
+    if attack.objective.startswith("map"):
         flipped, middle = "map", f"{attack.expansion:.3f} of L"
     else:
         flipped = f"{attack.flipped}/{attack.attacked}" if attack.attacked else attack.objective
