@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 
 from attackcheck.commands import replay, train, verify
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line, printable
 
 __all__ = ["main"]
 
@@ -27,25 +29,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (verify, replay, train):
         command.add_arguments(subparsers)
     parsed = parser.parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        # Schedulers end a job with SIGTERM: what was found is to be kept then, too.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = parsed.run(parsed)
-        sys.stdout.flush()
-        return int(code)
+        return int(parsed.run(parsed))
     except InputError as error:
-        print(f"attackcheck: {error}", file=sys.stderr)
-        return 2
+        return _complain(printable(str(error)), 2)
     except KeyboardInterrupt:
-        print("attackcheck: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error of the run, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        print(
-            f"attackcheck: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr
-        )
-        return 2
+        return _complain("interrupted", 130)
+    except (Exception, SystemExit) as error:
+        if os.environ.get("ATTACKCHECK_TRACEBACK"):
+            raise
+        hint = "a fault of attackcheck or of the model's code: ATTACKCHECK_TRACEBACK=1 shows where"
+        return _complain(f"could not go on: {in_one_line(error)} ({hint})", 2)
+
+
+def _complain(sentence: str, code: int) -> int:
+    if sys.stderr is not None:
+        print(f"attackcheck: {sentence}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attackcheck.arithmetic import Reference, exact_arithmetic, frozen
+from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
 from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
+from attackcheck.preflight import check_logits, check_mode, check_model
 from attackcheck.probe import Kind
 from attackcheck.recheck import Judge, Judgement, Scene, Verdict
 
 __all__ = ["Counterexample", "Outcome", "Replay", "digest", "load_counterexample", "replay", "save_counterexample"]
 
 VERSION = 1
+MOST_TOLERANT = 1e-2
 
 
 class Outcome(Enum):
@@ -44,6 +46,7 @@ class Counterexample:
         pixel: row and column, None for SET and LIPSCHITZ.
         predicted, target: classes before and after at the pixel, -1 where there is no single pixel.
         radius: what the claim says the perturbation must at least measure.
+        radius_clean: the pixel's certified radius at the clean image, 0 where there is no single pixel.
         distance: what it measures.
         claim: :meth:`attackcheck.claims.Claim.to_dict`.
         subject: path and SHA-256 of the checkpoint, factory, data.
@@ -56,6 +59,7 @@ class Counterexample:
     predicted: int
     target: int
     radius: float
+    radius_clean: float
     distance: float
     image: int
     image_name: str
@@ -97,6 +101,7 @@ def save_counterexample(example: Counterexample, folder: Path) -> Path:
         "predicted": example.predicted,
         "target": example.target,
         "radius": example.radius,
+        "radius_clean": example.radius_clean,
         "distance": example.distance,
         "image": example.image,
         "image_name": example.image_name,
@@ -142,23 +147,33 @@ def load_counterexample(path: Path) -> Counterexample:
             raise InputError(f"expected a counterexample of version {VERSION} in {path}, got {meta.get('version')!r}")
         if (digest(clean), digest(perturbed)) != (meta["clean_sha256"], meta["perturbed_sha256"]):
             raise InputError(f"the images in {path} do not match their own hashes: the file was altered")
-        if clean.dim() != 3 or clean.shape != perturbed.shape or not (clean.isfinite() & perturbed.isfinite()).all():
-            raise InputError(f"expected two finite images of one shape (C, H, W) in {path}")
+        same = clean.dim() == 3 and clean.shape == perturbed.shape and clean.dtype == perturbed.dtype
+        if not same or not clean.is_floating_point() or not (clean.isfinite() & perturbed.isfinite()).all():
+            raise InputError(f"expected two finite images of one type and shape (C, H, W) in {path}")
+        if torch.equal(clean, perturbed):
+            raise InputError(f"expected two different images in {path}, got the same twice")
         pixel = None if meta["pixel"] is None else (int(meta["pixel"][0]), int(meta["pixel"][1]))
+        height, width = clean.shape[1:]
+        if pixel is not None and not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
+            raise InputError(f"expected a pixel inside {height}x{width} in {path}, got {pixel}")
+        kind, tolerance = Kind[meta["kind"]], float(meta["tolerance"])
+        if (pixel is None) != (kind in (Kind.SET, Kind.LIPSCHITZ)) or not 0.0 <= tolerance <= MOST_TOLERANT:
+            raise InputError(f"expected a {kind.name} with its pixel and a tolerance below {MOST_TOLERANT} in {path}")
         return Counterexample(
-            kind=Kind[meta["kind"]],
+            kind=kind,
             clean=clean,
             perturbed=perturbed,
             pixel=pixel,
             predicted=int(meta["predicted"]),
             target=int(meta["target"]),
             radius=float(meta["radius"]),
+            radius_clean=float(meta["radius_clean"]),
             distance=float(meta["distance"]),
             image=int(meta["image"]),
             image_name=str(meta["image_name"]),
             attack=str(meta["attack"]),
             seed=int(meta["seed"]),
-            tolerance=float(meta["tolerance"]),
+            tolerance=tolerance,
             claim=dict(meta["claim"]),
             subject=dict(meta["subject"]),
         )
@@ -166,8 +181,8 @@ def load_counterexample(path: Path) -> Counterexample:
         raise
     except Exception as error:  # whatever a broken archive makes numpy, zipfile or json raise
         raise InputError(
-            f"expected a counterexample written by attackcheck in {path}, could not read it ({error})"
-        ) from None
+            f"expected a counterexample written by attackcheck in {path}, could not read it ({in_one_line(error)})"
+        ) from error
 
 
 def claim_of(example: Counterexample) -> Claim:
@@ -184,12 +199,27 @@ def claim_of(example: Counterexample) -> Claim:
         if claim["kind"] == "class-pair":
             return ClassPairClaim(claim["L"], torch.tensor(claim["weight"], dtype=torch.float64), source=source)
         if claim["kind"] == "radii" and example.pixel is not None:
-            radii = torch.zeros(1, *example.clean.shape[1:], dtype=torch.float64)
-            radii[0, example.pixel[0], example.pixel[1]] = example.radius
-            return RadiusClaim(radii, source=source)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"the claim in the counterexample is incomplete ({error})") from None
+            return RadiusClaim(_recorded_radii(example), source=source)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's numbers make the claims raise
+        raise InputError(f"the claim in the counterexample cannot be rebuilt ({in_one_line(error)})") from error
     raise InputError(f"expected a claim that can be rebuilt, got {claim.get('kind')!r}: give --lipschitz or --radii")
+
+
+def _recorded_radii(example: Counterexample) -> Callable[[Tensor], Tensor]:
+    """A certifier that knows what was said of this pixel, at the clean image and elsewhere."""
+    there = example.radius - example.radius_clean if example.kind is Kind.TWO_BALL else 0.0
+
+    def certifier(images: Tensor) -> Tensor:
+        radii = torch.zeros(len(images), *images.shape[2:], dtype=torch.float64)
+        for number, image in enumerate(images):
+            clean = torch.equal(image.cpu(), example.clean)
+            if example.pixel is not None:
+                radii[number, example.pixel[0], example.pixel[1]] = example.radius_clean if clean else there
+        return radii
+
+    return certifier
 
 
 def replay(
@@ -204,16 +234,19 @@ def replay(
         device: where the model runs.
     """
     recorded = claim_of(example) if claim is None else claim
-    model = frozen(model)
     image = example.clean[None].to(device)
     with exact_arithmetic(), torch.no_grad():
+        copy = frozen(model)
+        if isinstance(copy, torch.nn.Module):
+            copy.to(device)
         try:
-            logits = model(image)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            return Replay(Outcome.CANNOT_CHECK, None, f"the model does not accept this image: {_first_line(error)}")
-        if logits.dim() != 4 or not bool(logits.isfinite().all()):
-            return Replay(Outcome.CANNOT_CHECK, None, f"expected finite logits, got shape {tuple(logits.shape)}")
-        judge = Judge(model, Reference(model, image), recorded, tolerance=example.tolerance, device=device)
+            check_model(copy)
+            check_mode(copy, image, own=copy is not model)
+            deployed = guarded(copy)
+            logits = check_logits(deployed, image).clone()
+        except InputError as error:
+            return Replay(Outcome.CANNOT_CHECK, None, str(error))
+        judge = Judge(deployed, Reference(copy, image), recorded, tolerance=example.tolerance, device=device)
         radius = recorded.radii(image, logits, 0 if claim is None else example.image)
         if radius is None:
             return Replay(Outcome.CANNOT_CHECK, None, "the claim says nothing about this image")
@@ -223,7 +256,7 @@ def replay(
         return Replay(Outcome.CANNOT_CHECK, None, f"this claim makes no statement of kind {example.kind.name}")
     if judgement.verdict is Verdict.VIOLATED:
         return Replay(Outcome.REPRODUCED, judgement, judgement.verdict.value)
-    if judgement.verdict is Verdict.UNDECIDED:
+    if judgement.verdict in (Verdict.UNDECIDED, Verdict.NOT_REPRODUCED) and judgement.bound > judgement.distance:
         return Replay(Outcome.CANNOT_CHECK, judgement, judgement.verdict.value)
     return Replay(Outcome.FIXED, judgement, judgement.verdict.value)
 
@@ -236,7 +269,3 @@ def _judge(judge: Judge, scene: Scene, example: Counterexample) -> Judgement | N
     if example.kind is Kind.SET:
         return judge.flipped_set(scene, example.perturbed)
     return judge.expansion(scene, example.perturbed)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from attackcheck import preflight
 from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import (
     Advanced,
     Event,
@@ -26,6 +27,7 @@ from attackcheck.events import (
 from attackcheck.judging import Examiner
 from attackcheck.probe import Probe
 from attackcheck.recheck import Judge, Verdict
+from attackcheck.regions import Region
 from attackcheck.report import Report
 from attackcheck.selection import choose_pixels
 from attackcheck.subject import Images, Settings, Subject
@@ -51,7 +53,12 @@ def run(subject: Subject, data: Images, settings: Settings) -> Iterator[Event]:
     if len(data) == 0:
         raise InputError(f"expected at least one image, got none in {data.name}")
     preflight.check_model(subject.model)
-    with exact_arithmetic():
+    if (
+        isinstance(settings.pixels, np.ndarray)
+        and not (settings.pixels[:, 0] >= 0).all() & (settings.pixels[:, 0] < len(data)).all()
+    ):
+        raise InputError(f"expected pixels of images 0 to {len(data) - 1}, got image {settings.pixels[:, 0].max()}")
+    with exact_arithmetic(), torch.enable_grad():
         yield from _Run(subject, data, settings).events()
 
 
@@ -75,6 +82,7 @@ class _Run:
         plan, seed = self._settings.plan.name, self._settings.seed
         yield RunStarted(self._describe(), len(self._data), plan, seed, self._selection())
         stopped: str | None = None
+        failed = False
         try:
             for index in range(len(self._data)):
                 yield from self._counted(self._image(index))
@@ -82,14 +90,16 @@ class _Run:
             stopped = str(stop)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
-        except InputError as error:
+        except (Exception, SystemExit) as error:
             if not self._tally.radii and self._current is None:
-                raise  # nothing was done yet
-            stopped = str(error)
+                raise  # nothing was attacked yet
+            stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
+            failed = True
         if self._current is not None:
             enough = self._settings.maxfail is not None and self._violations() >= self._settings.maxfail
-            yield from self._finish(*self._current, judge=not enough)
-        yield RunFinished(self._report(stopped))
+            with suppress(KeyboardInterrupt):  # whoever presses Ctrl-C twice gets what is judged by now
+                yield from self._finish(*self._current, judge=not enough)
+        yield RunFinished(self._report(stopped, failed))
 
     def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
         """Pass events on until there are violations enough."""
@@ -125,6 +135,16 @@ class _Run:
         eligible = scene.radius > 0
         if sample.labels is not None:
             eligible &= sample.labels != self._data.ignore
+        regions: list[Region] = []
+        for request in settings.regions if any(s.objective == "region" for s in settings.plan.stages) else ():
+            found = request.resolve(logits[0].argmax(dim=0), radius[0])
+            regions += found
+            if not found:
+                yield Warned("AC114", f"image {sample.name} has no {request.describe()}")
+        if sample.labels is not None:
+            beyond = (sample.labels != self._data.ignore) & (sample.labels >= logits.shape[1])
+            if bool(beyond.any()):
+                yield Warned("AC115", f"{int(beyond.sum())} labels of {sample.name} are {logits.shape[1]} or above")
         work = ImageWork(
             index=index,
             name=sample.name,
@@ -134,9 +154,7 @@ class _Run:
             scene=scene,
             probe=Probe(self._model, image, logits[0], radius[0], claim),
             pixels=choose_pixels(settings.pixels, scene.radius, eligible, settings.seed, index),
-            regions=[r for request in settings.regions for r in request.resolve(logits[0].argmax(dim=0), radius[0])]
-            if any(stage.objective == "region" for stage in settings.plan.stages)
-            else [],
+            regions=regions,
             attacked=torch.zeros_like(eligible),
         )
         examiner = Examiner(self._subject, self._model, self._judge, settings, self._tally)
@@ -204,7 +222,7 @@ class _Run:
             "threads": torch.get_num_threads(),
         }
 
-    def _report(self, stopped: str | None) -> Report:
+    def _report(self, stopped: str | None, failed: bool) -> Report:
         tally, settings = self._tally, self._settings
         return Report(
             subject=self._describe(),
@@ -225,4 +243,5 @@ class _Run:
             seconds=time.perf_counter() - self._start,
             selection=self._selection(),
             stopped=stopped,
+            failed=failed,
         )

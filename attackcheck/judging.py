@@ -29,6 +29,10 @@ OVERTAKEN = 16
 """Pixels per image that nobody aimed at, yet were seen flipped inside their radius, and are therefore aimed at."""
 
 
+CERTIFIED = 8
+"""Points that are judged for overlapping balls of a certifier that is a function of images, worst first."""
+
+
 class Examiner:
     """Judges what a probe has seen of an image, and adds it to the sums.
 
@@ -136,7 +140,8 @@ class Examiner:
     def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Finding | Warned]:
         radius = work.scene.radius[pixels[:, 0], pixels[:, 1]]
         inside = aimed & (slots.distance.cpu() < radius)
-        for i in inside.nonzero()[:, 0].tolist():
+        worst_first = torch.where(inside, radius / slots.distance.cpu(), 0.0).argsort(descending=True)
+        for i in worst_first[: int(inside.sum())].tolist():
             row, column = int(pixels[i, 0]), int(pixels[i, 1])
             judgement = self._judge.pixel(work.scene, slots.point[i], row, column)
             if judgement.verdict is not Verdict.HELD:
@@ -172,7 +177,7 @@ class Examiner:
         reached = slots.distance.isfinite().nonzero()[:, 0].tolist()
         if self._claim.cheap or not reached or self._claim.radii(work.image[None], work.logits[None], None) is None:
             return
-        worst, point, attack = 1.0, None, -1
+        found: list[tuple[float, Tensor, int]] = []
         for i in reached:
             row, column = int(slots.rows[i]), int(slots.columns[i])
             delta = slots.point[i] - work.image
@@ -186,12 +191,15 @@ class Examiner:
             distance = (beyond - work.image).flatten(1).double().norm(dim=1)
             ratio = (radius[:, row, column] + float(work.scene.radius[row, column])) / distance
             ratio = torch.where(flipped, ratio, 0.0)
-            if float(ratio.max()) > worst:
-                worst, point, attack = float(ratio.max()), beyond[int(ratio.argmax())], int(slots.attack[i])
-        if point is not None:
+            if float(ratio.max()) > 1.0:
+                found.append((float(ratio.max()), beyond[int(ratio.argmax())], int(slots.attack[i])))
+        found.sort(key=lambda entry: -entry[0])
+        for _, point, attack in found[:CERTIFIED]:
             judgement = self._judge.two_ball(work.scene, point)
             if judgement is not None:
                 yield from self._find(work, judgement, attack)
+                if judgement.verdict is Verdict.VIOLATED:
+                    return
 
     def _find(self, work: ImageWork, judgement: Judgement, attack: int) -> Iterator[Finding | Warned]:
         if judgement.verdict is Verdict.HELD:
@@ -211,6 +219,7 @@ class Examiner:
                 predicted=predicted,
                 target=judgement.target,
                 radius=judgement.bound,
+                radius_clean=0.0 if pixel is None else float(work.scene.radius[pixel]),
                 distance=judgement.distance,
                 image=work.index,
                 image_name=work.name,

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim, Scope
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 from attackcheck.subject import Subject
 
 __all__ = ["load"]
@@ -29,6 +29,7 @@ def load(
     lipschitz: float | None = None,
     scope: Scope | None = None,
     radii: str | None = None,
+    code: bool = True,
 ) -> Subject:
     """Load what is to be checked.
 
@@ -38,6 +39,7 @@ def load(
             that is named here (or as ``source``) is ever run.
         lipschitz: a constant that replaces the claim that came with the model.
         scope: ``"joint"`` or ``"pixel"``, what ``lipschitz`` is about (joint by default).
+        code: False takes ``source`` for a file, whatever it looks like: for names that the user did not type.
         radii: ``FILE.npz`` with an array ``radii`` (N, H, W), or ``pkg.mod:NAME``, a certifier of images; it replaces
             the claim.
 
@@ -48,7 +50,7 @@ def load(
         raise InputError("expected one claim, got both a Lipschitz constant and radii")
     if scope is not None and lipschitz is None:
         raise InputError("expected --lipschitz beside --scope: a scope alone says nothing")
-    if model is None and source is not None and _is_factory(str(source)):
+    if code and model is None and source is not None and _is_factory(str(source)):
         model, source = str(source), None
     if model is not None:
         network, claim, meta = _from_factory(model)
@@ -80,18 +82,18 @@ def _from_checkpoint(source: str | Path | None) -> tuple[nn.Module, Claim, dict[
     loaded = load_checkpoint(path)
     where = "claimed by the checkpoint"
     claim = LipschitzClaim(loaded.lipschitz_joint, "joint", pixel=loaded.lipschitz_pixel, source=where)
-    meta = {"model": path.name if source is None else str(source), "sha256": loaded.sha256, "card": dict(loaded.card)}
-    if source is not None:
-        meta["path"] = str(source)
+    meta: dict[str, Any] = {"model": path.name if source is None else str(source), "sha256": loaded.sha256}
+    meta |= {"shipped": True} if source is None else {"path": str(source)}
+    meta["card"] = dict(loaded.card)
     return loaded.model, claim, meta
 
 
 def _from_factory(spec: str) -> tuple[Callable[[Tensor], Tensor], Claim | None, dict[str, Any]]:
-    made = _call(_named(spec), spec)
     meta: dict[str, Any] = {"model": spec, "factory": spec}
     file = Path(spec.rpartition(":")[0])
-    if file.suffix == ".py":
+    if file.suffix == ".py" and file.is_file():
         meta["factory_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    made = _call(_named(spec), spec)
     if isinstance(made, Subject):
         return made.model, made.claim, {**made.meta, **meta}
     claim: Claim | None = None
@@ -99,7 +101,7 @@ def _from_factory(spec: str) -> tuple[Callable[[Tensor], Tensor], Claim | None, 
         if len(made) != 2 or not isinstance(made[1], (LipschitzClaim, ClassPairClaim, RadiusClaim)):
             raise InputError(f"expected {spec} to return a model, (model, claim) or a Subject, got {_describe(made)}")
         made, claim = made
-    if not callable(made):
+    if not callable(made) or isinstance(made, type):
         raise InputError(f"expected {spec} to return a model, (model, claim) or a Subject, got {_describe(made)}")
     return made, claim, meta
 
@@ -139,7 +141,7 @@ def _claim(lipschitz: float | None, scope: Scope | None, radii: str | None) -> C
         raise
     except Exception as error:  # whatever a broken archive makes numpy or zipfile raise
         raise InputError(
-            f"expected an .npz file with an array 'radii' in {radii}, could not read it: {error}"
+            f"expected an .npz file with an array 'radii' in {radii}, could not read it ({type(error).__name__})"
         ) from None
 
 
@@ -164,9 +166,9 @@ def _named(spec: str) -> Callable[..., Any]:
     except InputError:
         raise
     except AttributeError as error:
-        raise InputError(f"expected {name!r} in {place}: {error}") from None
-    except Exception as error:
-        raise InputError(f"importing {place} failed: {type(error).__name__}: {error}") from error
+        raise InputError(f"expected {name!r} in {place}: {in_one_line(error)}") from None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"importing {place} failed: {in_one_line(error)}") from error
     if not callable(found):
         raise InputError(f"expected {spec} to be callable, got {_describe(found)}")
     return found  # type: ignore[no-any-return]
@@ -177,8 +179,8 @@ def _call(factory: Callable[..., Any], spec: str) -> Any:
         made = factory()
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"calling {spec} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"calling {spec} failed: {in_one_line(error)}") from error
     model = made[0] if isinstance(made, tuple) and made else made
     if isinstance(model, nn.Module):
         model.eval()
@@ -186,7 +188,7 @@ def _call(factory: Callable[..., Any], spec: str) -> Any:
 
 
 def _describe(value: object) -> str:
-    return f"a {type(value).__name__}"
+    return f"the class {value.__name__}, not an instance" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _cut(text: str, length: int = 200) -> str:

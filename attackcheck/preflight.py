@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 
 __all__ = ["CODES", "check_image", "check_logits", "check_mode", "check_model", "warnings_of"]
 
@@ -29,6 +29,8 @@ CODES = {
     "AC110": "weights are not finite",
     "AC111": "judged in float32, since the model does not run in float64",
     "AC112": "a counterexample could not be saved",
+    "AC114": "a requested region is not in an image",
+    "AC115": "labels beyond the classes of the model",
     "AC113": "pixels were seen flipped inside their radius and not judged for it",
 }
 
@@ -84,7 +86,7 @@ def check_mode(model: Model, image: Tensor, *, own: bool) -> None:
         try:
             training = model(image.clone())
             same = torch.equal(training, model.eval()(image.clone()))
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except (Exception, SystemExit):
             same = True  # what is wrong there is said when the logits are checked
     model.eval()
     if not same:
@@ -102,11 +104,13 @@ def check_logits(model: Model, image: Tensor) -> Tensor:
             logits = model(image)
     except InputError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the model does not accept images of shape {tuple(image.shape[1:])}: {reason}") from None
-    if not isinstance(logits, Tensor):
-        raise InputError(f"AC102: expected logits as one tensor (B, K, H, W), got {type(logits).__name__}")
+    except (Exception, SystemExit) as error:
+        shape = tuple(image.shape[1:])
+        raise InputError(f"the model does not accept images of shape {shape}: {in_one_line(error)}") from error
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise InputError(
+            f"AC102: expected logits as one floating-point tensor (B, K, H, W), got {type(logits).__name__}"
+        )
     expected = (1, *image.shape[2:])
     if logits.dim() != 4 or (logits.shape[0], *logits.shape[2:]) != expected or logits.shape[1] < 2:
         raise InputError(
@@ -124,12 +128,17 @@ def warnings_of(
     """Codes and sentences about the first image ``(1, C, H, W)`` and its logits.
 
     Raises:
-        InputError: AC104, where repeating an evaluation changes its result.
+        InputError: AC104, where repeating an evaluation changes its result; AC105, AC107.
     """
     scale = float(logits.abs().max())
     with torch.no_grad():
         again = model(image)
-        both = model(torch.cat([image.flip(3), image]))[1:]
+        try:
+            both = model(torch.cat([image.flip(3), image]))[1:]
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"AC105: expected a model of batches (B, C, H, W), it fails on two images: {in_one_line(error)}"
+            ) from error
     if not torch.equal(again, logits):
         change = float((again - logits).abs().max())
         if change > 1e-5 * scale:
@@ -147,11 +156,11 @@ def warnings_of(
         yield "AC108", "the outputs look like probabilities: L must be that of the probabilities, not of the logits"
     if precision != "float64":
         yield "AC111", "the model does not run in float64: verdicts rest on float32 with a measured error"
-    probe = image.clone().requires_grad_(True)
-    outputs = model(probe)
+    with torch.enable_grad():
+        probe = image.clone().requires_grad_(True)
+        outputs = model(probe)
     if not outputs.requires_grad:
-        yield "AC107", "no gradient flows from the logits to the image: gradient attacks cannot move"
-        return
+        raise InputError("AC107: expected logits that can be differentiated, no gradient flows back to the image")
     top = outputs.topk(2, dim=1).values
     gradient = torch.autograd.grad((top[:, 0] - top[:, 1]).sum(), probe)[0]
     if not bool((gradient != 0).any()):

@@ -67,6 +67,12 @@ class RegionRequest:
             raise InputError(f"expected a mask of {height}x{width} pixels, got {tuple(mask.shape)} in {self.argument}")
         return [Region(f"mask {Path(self.argument).name}", mask, self.fraction)]
 
+    def describe(self) -> str:
+        """For a sentence."""
+        if self.kind == "components":
+            return "connected component of 16 pixels or more"
+        return f"{self.kind} {self.argument}"
+
     def _components(self, predicted: Tensor, radius: Tensor, smallest: int = 16) -> Sequence[Region]:
         classes, weakness = predicted.cpu().numpy(), radius.cpu().numpy()
         found: list[tuple[float, Region]] = []
@@ -99,7 +105,7 @@ def parse_region(spec: str) -> RegionRequest:
             raise ValueError
         if kind == "components":
             argument = argument or "1"
-        if kind in ("class", "components") and int(argument) < 0:
+        if kind in ("class", "components") and int(argument) < (kind == "components"):
             raise ValueError
         if kind not in ("mask", "rect", "class", "components"):
             raise ValueError
@@ -121,8 +127,9 @@ def _read_mask(path: Path) -> Tensor:
             from PIL import Image
 
             array = np.asarray(Image.open(path).convert("L"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected a mask (.npy or an image) in {path}, could not read it: {error}") from None
+    except Exception as error:  # whatever a broken file makes numpy or Pillow raise
+        reason = type(error).__name__
+        raise InputError(f"expected a mask (.npy or an image) in {path}, could not read it ({reason})") from error
     if array.ndim != 2 or not np.any(array):
         raise InputError(f"expected a two-dimensional mask with at least one pixel set in {path}")
     return torch.from_numpy(np.ascontiguousarray(array != 0))

@@ -145,6 +145,7 @@ class Report:
     seconds: float
     selection: str
     stopped: str | None = None
+    failed: bool = False  # whether an error stopped it
 
     @property
     def violations(self) -> tuple[Violation, ...]:
@@ -183,7 +184,7 @@ class Report:
         serious = (Verdict.ROUNDING, Verdict.DEPLOYED_ONLY)
         if strict and any(finding.verdict in serious for finding in self.findings):
             return 1
-        return 0 if self.attacked_count else 2
+        return 0 if self.attacked_count and not self.failed else 2
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: numbers as numbers, None where a number is infinite or unknown."""

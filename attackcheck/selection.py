@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ def read_pixels(text: str) -> PixelChoice:
     """
     if text == "all":
         return "all"
-    if text.lstrip("+-").isdigit():
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         if int(text) < 1:
             raise InputError(f"expected --pixels of at least 1, got {text}")
         return int(text)
@@ -89,8 +90,9 @@ def read_pixels(text: str) -> PixelChoice:
             if lines and not lines[0][0].strip().lstrip("-").isdigit():
                 lines = lines[1:]  # a header
             array = np.array([[int(cell) for cell in line] for line in lines], dtype=np.int64)
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected integers image, row, column in {path}, could not read it: {error}") from None
+    except Exception as error:  # whatever a broken file makes numpy or csv raise
+        reason = type(error).__name__
+        raise InputError(f"expected integers image, row, column in {path}, could not read it ({reason})") from error
     return check_pixels(array, str(path))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from attackcheck.commands.sources import add_source_arguments, check_device
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, printable
 
 __all__ = ["add_arguments"]
 
@@ -34,27 +36,23 @@ def _run(arguments: argparse.Namespace) -> int:
     check_device(arguments.device)
     example = load_counterexample(Path(arguments.file))
     recorded = example.subject
-    checkpoint = arguments.checkpoint
-    if checkpoint is None and arguments.model is None:
-        if recorded.get("factory"):
-            raise InputError(
-                f"expected --model: the counterexample was made with {recorded['factory']!r}, "
-                "and code is run only if you name it"
-            )
-        checkpoint = recorded.get("path")
+    given = arguments.lipschitz is not None or arguments.radii is not None
+    if arguments.scope is not None and not given:
+        raise InputError("expected --lipschitz beside --scope: a scope alone says nothing")
     subject = load(
-        checkpoint,
+        _checkpoint(arguments, recorded),
         model=arguments.model,
         # Where the model comes without a claim, the recorded one is judged; a stand-in lets it load.
-        lipschitz=arguments.lipschitz if arguments.lipschitz or arguments.radii else 1.0,
+        lipschitz=arguments.lipschitz if given else 1.0,
         scope=arguments.scope,
         radii=arguments.radii,
+        code=arguments.checkpoint is not None,
     )
-    given = arguments.lipschitz is not None or arguments.radii is not None
     result = replay(example, subject.model, subject.claim if given else None, device=arguments.device)
     out = plain_console(sys.stdout)
     where = "the logit map" if example.pixel is None else "pixel {}, {}".format(*example.pixel)
-    out.print(f"{example.kind.name} in image {example.image} ({example.image_name}), {where}, by {example.attack}")
+    name, attack = printable(example.image_name), printable(example.attack)
+    out.print(f"{example.kind.name} in image {example.image} ({name}), {where}, by {attack}")
     changed = [
         name
         for name in ("sha256", "factory_sha256")
@@ -66,9 +64,28 @@ def _run(arguments: argparse.Namespace) -> int:
     if result.judgement is not None:
         now = result.judgement
         out.print(f"now:      {_numbers(now.bound, now.distance)}, {now.verdict.name}")
+    if result.outcome is Outcome.CANNOT_CHECK:
+        raise InputError(f"{result.outcome.value}: {result.reason}")
     reason = "" if result.outcome is Outcome.REPRODUCED else f": {result.reason}"
     out.print(f"{result.outcome.value}{reason}")
-    return {Outcome.REPRODUCED: 1, Outcome.FIXED: 0, Outcome.CANNOT_CHECK: 2}[result.outcome]
+    return 1 if result.outcome is Outcome.REPRODUCED else 0
+
+
+def _checkpoint(arguments: argparse.Namespace, recorded: Mapping[str, Any]) -> str | None:
+    """The checkpoint to load: the one given, or the one named in the file, which is never code."""
+    if arguments.checkpoint is not None or arguments.model is not None:
+        return None if arguments.checkpoint is None else str(arguments.checkpoint)
+    if recorded.get("factory"):
+        raise InputError(
+            f"expected --model: the counterexample was made with {recorded['factory']!r}, "
+            "and code is run only if you name it"
+        )
+    if recorded.get("shipped") is True:
+        return None
+    path = recorded.get("path")
+    if not isinstance(path, str) or not path:
+        raise InputError("expected a checkpoint or --model: the counterexample does not say where its model lies")
+    return path
 
 
 def _numbers(radius: float, distance: float) -> str:

@@ -74,13 +74,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from attackcheck.reporters.console import ConsoleReporter
     from attackcheck.reporters.json import JsonReporter
 
+    written = None if arguments.json is None else JsonReporter(arguments.json)
     subject = load_subject(arguments)
     console = ConsoleReporter(
         ["attackcheck", "replay", *replay_options(arguments)], quiet=arguments.quiet, tables=arguments.json != "-"
     )
-    reporters: list[Callable[[Event], None]] = [console]
-    if arguments.json is not None:
-        reporters.insert(0, JsonReporter(arguments.json))
+    reporters: list[Callable[[Event], None]] = [console] if written is None else [console, written]
     report: Report | None = None
     with console:
         for event in _to_the_end(run(subject, data, settings), reporters):
@@ -111,6 +110,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         raise InputError(f"expected --images of at least 1, got {arguments.images}")
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"expected --threads of at least 1, got {arguments.threads}")
+    if not arguments.out:
+        raise InputError("expected --out to name a folder, got nothing")
     if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
         raise InputError(f"expected --out to be a folder, {arguments.out} is a file")
     import torch

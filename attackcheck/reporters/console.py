@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from attackcheck.errors import printable
 from attackcheck.events import Advanced, Event, Finding, ImageFinished, ImageStarted, RunFinished, RunStarted, Warned
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
@@ -26,11 +28,23 @@ PIPED_WIDTH = 160
 SHOWN = 20
 
 
-def plain_console(file: TextIO) -> Console:
+class _PatientConsole(Console):
+    """Goes on in silence when its reader has gone away (`| head`): that changes no verdict."""
+
+    def on_broken_pipe(self) -> None:
+        silence = open(os.devnull, "w")  # noqa: SIM115  stays open for what is still to come
+        if self.file is sys.stdout:
+            os.dup2(silence.fileno(), sys.stdout.fileno())
+        self.file = silence
+
+
+def plain_console(file: TextIO | None) -> Console:
     """A console that never reads markup in data and is not cut at 80 columns when it is piped."""
-    console = Console(file=file, markup=False, highlight=False, emoji=False)
+    if file is None:  # closed before we started
+        file = open(os.devnull, "w")  # noqa: SIM115
+    console = _PatientConsole(file=file, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(file=file, markup=False, highlight=False, emoji=False, width=PIPED_WIDTH)
+        console = _PatientConsole(file=file, markup=False, highlight=False, emoji=False, width=PIPED_WIDTH)
     return console
 
 
@@ -68,7 +82,7 @@ class ConsoleReporter:
             case RunStarted():
                 self._header(event)
             case Warned():
-                self._say(Text.assemble(("warning ", "yellow"), f"{event.code}: {event.message}"))
+                self._say(Text.assemble(("warning ", "yellow"), f"{event.code}: {printable(event.message)}"))
             case ImageStarted():
                 self._start_progress()
             case Advanced():
@@ -79,8 +93,8 @@ class ConsoleReporter:
                 self._finished += 1
                 if self._progress is None and not self._quiet:
                     self._err.print(
-                        f"image {event.image + 1}/{self._images}: {event.attacked} pixels attacked, "
-                        f"{event.violations} violations"
+                        f"image {event.image + 1}/{self._images}: {_count(event.attacked, 'pixel')} attacked, "
+                        f"{_count(event.violations, 'violation')}"
                     )
             case RunFinished():
                 self._stop_progress()
@@ -93,18 +107,18 @@ class ConsoleReporter:
         if self._quiet:
             return
         subject = event.subject
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(overflow="fold")
         model = str(subject.get("model", "a callable"))
         if subject.get("sha256"):
             model += f" (SHA-256 {str(subject['sha256'])[:12]})"
-        grid.add_row("model", Text(model))
-        grid.add_row("claim", Text(str(subject["claim_text"])))
-        grid.add_row("data", Text(f"{subject['data']}, {_count(event.images, 'image')}; {event.selection}"))
-        grid.add_row("device", Text(f"{subject['device']}, {_count(int(subject['threads']), 'thread')}"))
-        grid.add_row("plan", Text(f"{event.plan}, seed {event.seed}"))
-        self._out.print(grid)
+        lines = {
+            "model": model,
+            "claim": str(subject["claim_text"]),
+            "data": f"{subject['data']}, {_count(event.images, 'image')}; {event.selection}",
+            "device": f"{subject['device']}, {_count(int(subject['threads']), 'thread')}",
+            "plan": f"{event.plan}, seed {event.seed}",
+        }
+        for name, value in lines.items():
+            self._out.print(Text.assemble((f"{name:6}", "bold"), " ", printable(value)))
 
     def _start_progress(self) -> None:
         if self._quiet or not self._err.is_terminal:
@@ -237,7 +251,7 @@ class ConsoleReporter:
             table.add_column(name, justify="right")
         for row in report.classes:
             table.add_row(
-                Text(row.name),
+                Text(printable(row.name)),
                 f"{row.pixels:,}",
                 _percent(row.accuracy),
                 _short(row.median_radius),
@@ -249,7 +263,8 @@ class ConsoleReporter:
     def _finding_tables(self, report: Report) -> None:
         broken = report.violations
         if broken:
-            self._print(_violation_table(f"Violations, worst first ({len(broken)})", broken[:SHOWN]))
+            title = f"Violations, worst first ({len(broken)})"
+            self._print(_violation_table(title, broken[:SHOWN], self._out.width))
             for kind in Kind:
                 if any(violation.kind is kind for violation in broken):
                     self._out.print(f"{kind.name}: {kind.value}")
@@ -258,7 +273,8 @@ class ConsoleReporter:
             self._replays(broken)
         others = [finding for finding in report.findings if finding.verdict is not Verdict.VIOLATED]
         if others and not self._quiet:
-            self._print(_violation_table(f"Proposals that are no violations ({len(others)})", others[:SHOWN]))
+            title = f"Proposals that are no violations ({len(others)})"
+            self._print(_violation_table(title, others[:SHOWN], self._out.width))
             for verdict in sorted({finding.verdict.name for finding in others}):
                 self._out.print(f"{verdict}: {Verdict[verdict].value}")
 
@@ -272,7 +288,7 @@ class ConsoleReporter:
             self._out.print("  " + shlex.join([*self._replay[:2], path, *self._replay[2:]]), soft_wrap=True)
 
 
-def _violation_table(title: str, findings: Sequence[Violation]) -> Table:
+def _violation_table(title: str, findings: Sequence[Violation], width: int) -> Table:
     table = _table(title, gap=1)
     table.add_column("kind", no_wrap=True)
     table.add_column("image", justify="right", no_wrap=True)
@@ -280,15 +296,19 @@ def _violation_table(title: str, findings: Sequence[Violation]) -> Table:
     table.add_column("class", no_wrap=True)
     for name in ("radius", "distance", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("attack", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    wide = width >= 78
+    if wide:
+        table.add_column("attack", no_wrap=True)
+    alike = len({finding.verdict for finding in findings}) == 1 and not wide
+    if not alike:
+        table.add_column("verdict", no_wrap=True)
     for finding in findings:
         where = _count(finding.pixels, "pixel") if finding.kind is Kind.SET else "map"
         if finding.pixel is not None:
             where = "{}, {}".format(*finding.pixel)
         if finding.kind is Kind.TWO_BALL and finding.pixels > 1:
             where += f" (+{finding.pixels - 1})"
-        table.add_row(
+        row: list[str | Text] = [
             finding.kind.name,
             str(finding.image),
             where,
@@ -296,9 +316,13 @@ def _violation_table(title: str, findings: Sequence[Violation]) -> Table:
             _short(finding.radius),
             _short(finding.distance),
             f"{finding.ratio:.4f}",
-            finding.attack,
-            Text(finding.verdict.name, style="bold red" if finding.verdict is Verdict.VIOLATED else "yellow"),
-        )
+        ]
+        if wide:
+            row.append(finding.attack)
+        if not alike:
+            style = "bold red" if finding.verdict is Verdict.VIOLATED else "yellow"
+            row.append(Text(finding.verdict.name, style=style))
+        table.add_row(*row)
     return table
 
 
@@ -319,7 +343,7 @@ def _sentences(report: Report) -> list[str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.unchecked.items())
         lines.append(f"Not attacked: {reasons}.")
     if report.stopped:
-        lines.append(f"The run is incomplete: {report.stopped}.")
+        lines.append(f"The run is incomplete: {printable(report.stopped)}.")
     return lines
 
 
@@ -332,7 +356,7 @@ def _last_line(report: Report) -> Text:
     if broken:
         kinds = Counter(violation.kind for violation in broken)
         parts = ", ".join(f"{kinds[kind]} {kind.name}" for kind in Kind if kinds[kind])
-        ratio = f"by up to x {broken[0].ratio:.4g}"
+        ratio = f"by up to x {broken[0].ratio:.4f}"
         found = f"{_count(len(broken), 'violation')} ({parts}) {ratio} in {pixels} {ran}"
         return Text.assemble(("UNSOUND ", "bold red"), found)
     if not report.attacked_count:
