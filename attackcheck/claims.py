@@ -186,10 +186,10 @@ class LipschitzClaim:
             change = change.sign() * (change.abs() - error[:, None, None]).clamp_min(0.0)
         # Squares of numbers below 1e-19 vanish in float32: measured relative to the largest of them.
         scale = change.abs().amax().clamp_min(torch.finfo(change.dtype).tiny)
-        per_pixel = torch.linalg.vector_norm(change / scale, dim=1).double() * scale.double()  # (B, H, W)
-        ratio: Tensor = per_pixel.flatten(1).amax(dim=1) / (self.pixel_constant * distance)
+        squares = (change / scale).square().sum(dim=1).flatten(1)  # (B, H * W)
+        ratio = squares.amax(dim=1).double().sqrt() * scale.double() / (self.pixel_constant * distance)
         if self.scope == "joint":
-            joint = torch.linalg.vector_norm(per_pixel.flatten(1), dim=1)
+            joint = squares.sum(dim=1, dtype=torch.float64).sqrt() * scale.double()
             ratio = torch.maximum(ratio, joint / (self.lipschitz * distance))
         return ratio
 

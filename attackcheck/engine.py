@@ -1,7 +1,9 @@
-"""The run: images -> units of work -> attacks -> evidence -> verdicts, as a generator of events."""
+"""The run: images are examined, one after the other or several at a time, and summed up in order."""
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,25 +13,12 @@ import numpy as np
 import torch
 
 from attackcheck import preflight
-from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
-from attackcheck.attacking import Attacker, ImageWork
+from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.errors import InputError, in_one_line
-from attackcheck.events import (
-    Advanced,
-    Event,
-    Finding,
-    ImageFinished,
-    ImageStarted,
-    RunFinished,
-    RunStarted,
-    Warned,
-)
-from attackcheck.judging import Examiner
-from attackcheck.probe import Probe
-from attackcheck.recheck import Judge, Verdict
-from attackcheck.regions import Region
+from attackcheck.events import Event, Finding, RunFinished, RunStarted
+from attackcheck.examination import Bench, StopEarly
+from attackcheck.recheck import Verdict
 from attackcheck.report import Report
-from attackcheck.selection import choose_pixels
 from attackcheck.subject import Images, Settings, Subject
 from attackcheck.tally import Tally
 
@@ -38,26 +27,21 @@ __all__ = ["INTERRUPTED", "run"]
 INTERRUPTED = "interrupted"
 
 
-class _StopEarly(Exception):  # noqa: N818
-    """The run ends early; the argument says why."""
-
-
 def run(subject: Subject, data: Images, settings: Settings) -> Iterator[Event]:
     """Attack every image and judge what was found.
 
     The last event is always :class:`RunFinished`, also after Ctrl-C (the evidence in hand is judged first).
 
     Raises:
-        InputError: if the model, the data or the settings cannot be used.
+        InputError: if the model, the data or the settings cannot be used, before anything was attacked.
     """
     if len(data) == 0:
         raise InputError(f"expected at least one image, got none in {data.name}")
     preflight.check_model(subject.model)
-    if (
-        isinstance(settings.pixels, np.ndarray)
-        and not (settings.pixels[:, 0] >= 0).all() & (settings.pixels[:, 0] < len(data)).all()
-    ):
-        raise InputError(f"expected pixels of images 0 to {len(data) - 1}, got image {settings.pixels[:, 0].max()}")
+    if isinstance(settings.pixels, np.ndarray):
+        numbers = settings.pixels[:, 0]
+        if numbers.min() < 0 or numbers.max() >= len(data):
+            raise InputError(f"expected pixels of images 0 to {len(data) - 1}, got image {numbers.max()}")
     with exact_arithmetic(), torch.enable_grad():
         yield from _Run(subject, data, settings).events()
 
@@ -67,16 +51,13 @@ class _Run:
         self._subject = subject
         self._data = data
         self._settings = settings
-        self._frozen = frozen(subject.model)
-        if isinstance(self._frozen, torch.nn.Module):
-            self._frozen.to(settings.device)
-        self._model = guarded(self._frozen)
-        self._tally = Tally(data.ignore)
-        self._attacker = Attacker(self._model, subject.claim, settings, self._tally)
         self._start = time.perf_counter()
-        self._worst = 0.0
-        self._judge: Judge | None = None
-        self._current: tuple[ImageWork, Examiner] | None = None
+        self._tallies: dict[int, Tally] = {}
+        self._violations = 0
+        self._stop: str | None = None
+        first = Bench(subject, data, settings)
+        workers = min(settings.workers, len(data)) if first.independent and settings.device == "cpu" else 1
+        self._benches = [first, *(Bench(subject, data, settings) for _ in range(workers - 1))]
 
     def events(self) -> Iterator[Event]:
         plan, seed = self._settings.plan.name, self._settings.seed
@@ -84,124 +65,85 @@ class _Run:
         stopped: str | None = None
         failed = False
         try:
-            for index in range(len(self._data)):
-                yield from self._counted(self._image(index))
-        except _StopEarly as stop:
+            yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
+        except StopEarly as stop:
             stopped = str(stop)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         except (Exception, SystemExit) as error:
-            if not self._tally.radii and self._current is None:
+            if not any(tally.radii for tally in self._tallies.values()):
                 raise  # nothing was attacked yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
-        if self._current is not None:
-            enough = self._settings.maxfail is not None and self._violations() >= self._settings.maxfail
-            with suppress(KeyboardInterrupt):  # whoever presses Ctrl-C twice gets what is judged by now
-                yield from self._finish(*self._current, judge=not enough)
         yield RunFinished(self._report(stopped, failed))
 
+    def _one_by_one(self) -> Iterator[Event]:
+        for index in range(len(self._data)):
+            yield from self._counted(self._examine(self._benches[0], index))
+
+    def _examine(self, bench: Bench, index: int) -> Iterator[Event]:
+        tally = self._tallies[index] = Tally(self._data.ignore)
+        yield from bench.examine(index, tally, self._reason_to_stop)
+
     def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Pass events on until there are violations enough."""
+        """Pass events on; enough violations are a reason to stop."""
         for event in events:
+            if isinstance(event, Finding) and event.violation.verdict is Verdict.VIOLATED:
+                self._violations += 1
+                if self._violations == self._settings.maxfail:
+                    self._stop = f"stopped after {self._violations} violations (maxfail {self._settings.maxfail})"
             yield event
-            if isinstance(event, Finding) and self._settings.maxfail == self._violations():
-                raise _StopEarly(f"stopped after {self._violations()} violations (maxfail {self._settings.maxfail})")
+            if self._stop is not None and isinstance(event, Finding) and self._settings.maxfail == self._violations:
+                raise StopEarly(self._stop)
 
-    def _image(self, index: int) -> Iterator[Event]:
-        settings, claim, sample = self._settings, self._subject.claim, self._data[index]
-        preflight.check_image(sample.image, sample.name)
-        image = sample.image.to(settings.device)
-        if self._judge is None:
-            preflight.check_mode(self._frozen, image[None], own=self._frozen is not self._subject.model)
-        logits = preflight.check_logits(self._model, image[None]).clone()
-        radius = claim.radii(image[None], logits, index)
-        if radius is None:
-            raise InputError(f"expected a claim about image {sample.name}, got none")
-        if settings.target is not None and not 0 <= settings.target < logits.shape[1]:
-            raise InputError(f"expected a target class from 0 to {logits.shape[1] - 1}, got {settings.target}")
-        if sample.labels is not None and sample.labels.shape != radius.shape[1:]:
-            expected, got = tuple(radius.shape[1:]), tuple(sample.labels.shape)
-            raise InputError(f"expected labels of shape {expected} for {sample.name}, got {got}")
-        if self._judge is None:
-            reference = Reference(self._frozen, image[None])
-            self._judge = Judge(self._model, reference, claim, tolerance=settings.tolerance, device=settings.device)
-            warnings = preflight.warnings_of(self._model, image[None], logits, radius, reference.precision)
-            yield from (Warned(code, message) for code, message in warnings)
-        if sample.labels is not None and not claim.cheap:
-            # What a certifier says of ignored pixels binds nobody.
-            radius = torch.where((sample.labels == self._data.ignore).to(radius.device), 0.0, radius)
-        scene = self._judge.scene(index, image, logits[0], radius[0])
-        eligible = scene.radius > 0
-        if sample.labels is not None:
-            eligible &= sample.labels != self._data.ignore
-        regions: list[Region] = []
-        for request in settings.regions if any(s.objective == "region" for s in settings.plan.stages) else ():
-            found = request.resolve(logits[0].argmax(dim=0), radius[0])
-            regions += found
-            if not found:
-                yield Warned("AC114", f"image {sample.name} has no {request.describe()}")
-        if sample.labels is not None:
-            beyond = (sample.labels != self._data.ignore) & (sample.labels >= logits.shape[1])
-            if bool(beyond.any()):
-                yield Warned("AC115", f"{int(beyond.sum())} labels of {sample.name} are {logits.shape[1]} or above")
-        work = ImageWork(
-            index=index,
-            name=sample.name,
-            image=image,
-            labels=sample.labels,
-            logits=logits[0],
-            scene=scene,
-            probe=Probe(self._model, image, logits[0], radius[0], claim),
-            pixels=choose_pixels(settings.pixels, scene.radius, eligible, settings.seed, index),
-            regions=regions,
-            attacked=torch.zeros_like(eligible),
-        )
-        examiner = Examiner(self._subject, self._model, self._judge, settings, self._tally)
-        self._current = (work, examiner)
-        yield from self._attack(work, examiner)
-        yield from self._finish(work, examiner)
+    def _side_by_side(self) -> Iterator[Event]:
+        """Each bench takes the next image in a thread of its own; events come as they happen."""
+        happened: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        indices, lock = iter(range(len(self._data))), threading.Lock()
 
-    def _attack(self, work: ImageWork, examiner: Examiner) -> Iterator[Event]:
-        units = list(self._attacker.units(work))
-        yield ImageStarted(work.index, work.name, len(work.pixels), len(units))
-        group = None
-        for done, unit in enumerate(units, start=1):
-            if unit.group is not group:
-                yield from examiner.harvest(work, self._attacker)
-                group = unit.group
-                work.probe.aim(group[:, 0], group[:, 1])
-            self._attacker.run(work, unit)
-            yield Advanced(work.index, unit.stage.attack, done, len(units), self._live_worst(work))
-            self._check_limits()
+        def work(bench: Bench) -> None:
+            try:
+                while self._stop is None:
+                    with lock:
+                        index = next(indices, None)
+                    if index is None:
+                        break
+                    with torch.enable_grad():
+                        for event in self._examine(bench, index):
+                            happened.put(event)
+            except BaseException as error:
+                self._stop = self._stop or "stopped with the rest"
+                happened.put(error)
+            finally:
+                happened.put(None)
 
-    def _finish(self, work: ImageWork, examiner: Examiner, judge: bool = True) -> Iterator[Event]:
-        """Judge what is left of an image and add it to the sums."""
-        before = self._violations()
-        try:
-            if judge:
-                yield from examiner.harvest(work, self._attacker)
-                yield from examiner.overtaken(work, self._attacker)
-                yield from examiner.witnesses(work)
-        finally:
-            self._current = None
-            examiner.finish(work, self._data.ignore)
-        yield ImageFinished(work.index, int(work.attacked.sum()), self._violations() - before)
+        threads = [threading.Thread(target=work, args=(bench,), daemon=True) for bench in self._benches]
+        for thread in threads:
+            thread.start()
+        first: BaseException | None = None
+        running = len(threads)
+        while running:
+            try:
+                event = happened.get()
+                if event is None:
+                    running -= 1
+                elif isinstance(event, BaseException):
+                    first = first or event
+                else:
+                    with suppress(StopEarly):
+                        yield from self._counted(iter([event]))
+            except KeyboardInterrupt as interruption:
+                if self._stop == INTERRUPTED:
+                    raise  # the second time: do not wait for the verdicts
+                self._stop, first = INTERRUPTED, interruption
+        if first is not None:
+            raise first
 
-    def _live_worst(self, work: ImageWork) -> float:
-        slots = work.probe.evidence.slots
-        if len(slots.rows):
-            radius = work.scene.radius.to(slots.distance.device)[slots.rows, slots.columns]
-            self._worst = max(self._worst, float((radius / slots.distance).max()))
-        return self._worst
-
-    def _violations(self) -> int:
-        return sum(1 for finding in self._tally.findings if finding.verdict is Verdict.VIOLATED)
-
-    def _check_limits(self) -> None:
-        settings = self._settings
-        if settings.budget is not None and time.perf_counter() - self._start > settings.budget:
-            raise _StopEarly(f"stopped after the budget of {settings.budget:g} s")
+    def _reason_to_stop(self) -> str | None:
+        budget = self._settings.budget
+        if self._stop is None and budget is not None and time.perf_counter() - self._start > budget:
+            return f"stopped after the budget of {budget:g} s"
+        return self._stop
 
     def _selection(self) -> str:
         pixels = self._settings.pixels
@@ -219,11 +161,14 @@ class _Run:
             "data": self._data.name,
             "device": self._settings.device,
             "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads() * len(self._benches),
         }
 
     def _report(self, stopped: str | None, failed: bool) -> Report:
-        tally, settings = self._tally, self._settings
+        settings = self._settings
+        tally = Tally(self._data.ignore)
+        for index in sorted(self._tallies):
+            tally.extend(self._tallies[index])
         return Report(
             subject=self._describe(),
             plan=settings.plan.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ def _from_checkpoint(source: str | Path | None) -> tuple[nn.Module, Claim, dict[
     claim = LipschitzClaim(loaded.lipschitz_joint, "joint", pixel=loaded.lipschitz_pixel, source=where)
     meta: dict[str, Any] = {"model": path.name if source is None else str(source), "sha256": loaded.sha256}
     meta |= {"shipped": True} if source is None else {"path": str(source)}
-    meta["card"] = dict(loaded.card)
+    meta["card"] = json.loads(json.dumps(dict(loaded.card), default=str, skipkeys=True))  # plain values for reports
     return loaded.model, claim, meta
 
 

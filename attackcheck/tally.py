@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from attackcheck.probe import Cost, Kind
+from attackcheck.recheck import Verdict
 from attackcheck.report import (
     QUANTILES,
     AttackSummary,
@@ -52,6 +53,12 @@ class _PerClass:
     correct: int = 0
     radii: list[Array] = field(default_factory=list)
 
+    def extend(self, other: _PerClass) -> None:
+        self.pixels += other.pixels
+        self.labelled += other.labelled
+        self.correct += other.correct
+        self.radii += other.radii
+
 
 @dataclass
 class _Budget:
@@ -61,6 +68,10 @@ class _Budget:
     attacked: int = 0
     stable: int = 0
     pixels: int = 0
+
+    def extend(self, other: _Budget) -> None:
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 class Tally:
@@ -86,6 +97,33 @@ class Tally:
         self._spent: dict[str, _Spent] = {}
         self._classes: dict[int, _PerClass] = {}
         self._budgets: dict[tuple[float, str], _Budget] = {}
+
+    @property
+    def violations(self) -> int:
+        """How many findings are VIOLATED."""
+        return sum(1 for finding in self.findings if finding.verdict is Verdict.VIOLATED)
+
+    def extend(self, other: Tally) -> None:
+        """Add another tally's images after one's own."""
+        self.radii += other.radii
+        self.flip_distances += other.flip_distances
+        self.attacked += other.attacked
+        self.findings += other.findings
+        self.regions += other.regions
+        self.verdicts.update(other.verdicts)
+        self.unchecked.update(other.unchecked)
+        self.unsaved += other.unsaved
+        self._pixels += other._pixels
+        for name, spent in other._spent.items():
+            self.add_cost(name, spent.objective, spent.cost)
+        for kind, ratio in other._ratios.items():
+            self._ratios[kind] = max(self._ratios.get(kind, 0.0), ratio)
+        for name, ratio in other._expansions.items():
+            self._expansions[name] = max(self._expansions.get(name, 0.0), ratio)
+        for index, entry in other._classes.items():
+            self._classes.setdefault(index, _PerClass()).extend(entry)
+        for key, budget in other._budgets.items():
+            self._budgets.setdefault(key, _Budget()).extend(budget)
 
     def add_pixels(self, pixels: AttackedPixels) -> None:
         """Results of pixels that were aimed at."""

@@ -95,6 +95,7 @@ def verify(
     budget: float | None = None,
     batch: int | None = None,
     device: str = "cpu",
+    workers: int = 1,
     counterexamples: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Report:
@@ -118,6 +119,7 @@ def verify(
         budget: stop after so many seconds.
         batch: rows per attack call.
         device: where the model runs.
+        workers: images examined side by side on a CPU, each on a copy of the model.
         counterexamples: folder for counterexamples; None saves none.
         on_event: is called with every event as it happens.
 
@@ -142,6 +144,7 @@ def verify(
         box=box,
         counterexamples=None if counterexamples is None else Path(counterexamples),
         device=device,
+        workers=workers,
     )
     subject = Subject(model, claim, {"model": type(model).__name__})
     report: Report | None = None

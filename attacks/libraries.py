@@ -14,6 +14,7 @@ import contextlib
 import io
 import math
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -80,6 +81,10 @@ class _Watch(PixelView):
         return (logits[:, :, self.row, self.col] + self.shift) * self.scale
 
 
+_GLOBAL = threading.Lock()
+"""The libraries use the process's random state and output: one at a time."""
+
+
 def _library(name: str) -> Any:
     try:
         with warnings.catch_warnings():
@@ -93,15 +98,16 @@ def _library(name: str) -> Any:
 @contextlib.contextmanager
 def _fenced(seed: int, device: torch.device) -> Iterator[None]:
     """Global random numbers seeded inside and restored after; nothing printed, no warnings."""
-    numbers, state = random.getstate(), np.random.get_state()
     cuda = [device] if device.type == "cuda" else []
     with (
+        _GLOBAL,
         torch.random.fork_rng(devices=cuda),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         torch.enable_grad(),
     ):
         warnings.simplefilter("ignore")
+        numbers, state = random.getstate(), np.random.get_state()
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

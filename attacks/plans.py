@@ -46,18 +46,38 @@ class Stage:
             raise InputError(f"{where}: expected an objective among {known}, got {self.objective!r}")
         parameters = inspect.signature(attack.function).parameters
         options = [name for name in parameters if name not in _GIVEN]
-        for name in self.options:
+        for name, value in self.options.items():
             if name not in options:
                 raise InputError(f"{where}: unknown option {name!r}, expected one of {', '.join(options)}")
+            _check_option(f"{where}: {name}", value, str(parameters[name].annotation), name in _AT_LEAST_ONE)
         if "eps" in parameters and not self.eps:
             raise InputError(f"{where}: attacks at a fixed budget, give eps = [...]")
         if self.eps and "eps" not in parameters:
             raise InputError(f"{where}: finds its own distance, leave eps out")
-        if not all(0 < eps < float("inf") for eps in self.eps):
-            raise InputError(f"{where}: expected eps above 0, got {list(self.eps)}")
+        if not all(0 < eps <= _LARGEST for eps in self.eps):
+            raise InputError(f"{where}: expected eps above 0 and at most {_LARGEST:g}, got {list(self.eps)}")
         if self.pixels is not None and (self.objective != "pixel" or self.pixels < 1):
             raise InputError(f"{where}: pixels = {self.pixels} needs the objective 'pixel' and at least 1")
         _check_loss(where, self.loss, self.objective)
+
+
+_AT_LEAST_ONE = {"steps", "classes", "rays", "search", "searches", "restarts"}
+_LARGEST = 1e6
+
+
+def _check_option(where: str, value: object, annotation: str, positive: bool) -> None:
+    """A value of the type that the attack's signature asks for, in a range that means something."""
+    numbers = list(value) if isinstance(value, tuple | list) else [value]
+    if "Sequence" in annotation:
+        if not isinstance(value, tuple | list) or not numbers:
+            raise InputError(f"{where}: expected a list of numbers, got {value!r}")
+    elif annotation.startswith("int"):
+        if not isinstance(value, int) or isinstance(value, bool) or not int(positive) <= value <= _LARGEST:
+            raise InputError(f"{where}: expected a whole number of at least {int(positive)}, got {value!r}")
+        return
+    for number in numbers:
+        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= _LARGEST:
+            raise InputError(f"{where}: expected a number above 0, got {value!r}")
 
 
 def _check_loss(where: str, loss: str, objective: str) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 
 from .constants import Constants
 from .isounet import IsoUNetConfig
@@ -67,13 +68,24 @@ def save_checkpoint(
 def load_checkpoint(path: str | Path) -> Loaded:
     """Reads a checkpoint onto the CPU. Raises InputError, with one sentence, for whatever is wrong with the file."""
     data = _bytes(path)
+    try:
+        return _read(data, path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever numbers and tensors of a stranger's making make torch raise
+        raise InputError(f"expected an attackcheck checkpoint in {path}, got {in_one_line(error)}") from error
+
+
+def _read(data: bytes, path: str | Path) -> Loaded:
     content = _unpickle(data, path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         if isinstance(content, nn.Module) or _tensors(content):
             raise InputError(f"expected an attackcheck checkpoint in {path}, got a bare state_dict; {_OWN} as well")
         raise InputError(f"expected an attackcheck checkpoint in {path}, got {_kind(content)}; {_OWN}")
-    if content.get("version") != VERSION:
-        raise InputError(f"expected checkpoint version {VERSION} in {path}, got {content.get('version')!r}; upgrade")
+    version = content.get("version")
+    if not isinstance(version, int) or version != VERSION:
+        shown = version if isinstance(version, int | str) else _kind(version)
+        raise InputError(f"expected checkpoint version {VERSION} in {path}, got {shown!r}")
     config = _config(content.get("architecture"), path)
     state = content.get("state_dict")
     if not isinstance(state, dict) or not _tensors(state):
@@ -115,19 +127,30 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
 
 def _bytes(path: str | Path) -> bytes:
     try:
+        # A pipe or a device would be read for ever.
+        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+            raise InputError(f"expected a checkpoint file, got {path}, which is not a regular file")
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"expected a checkpoint file, but there is no {path}") from error
     except IsADirectoryError as error:
         raise InputError(f"expected a checkpoint file, got the directory {path}") from error
-    except OSError as error:
-        raise InputError(f"expected a checkpoint file, but {path} cannot be read: {error.strerror}") from error
+    except (OSError, MemoryError, ValueError) as error:
+        raise InputError(f"expected a checkpoint file, but {path!r} cannot be read: {in_one_line(error)}") from error
     if not data:
         raise InputError(f"expected a checkpoint file, got the empty file {path}")
     return data
 
 
 def _unpickle(data: bytes, path: str | Path) -> object:
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise InputError(f"expected a checkpoint, got {path}, which is truncated or no torch file") from error
+        if unpacked > 2 * len(data) + (1 << 16):
+            raise InputError(f"expected a checkpoint as torch writes it, got {path}, which unpacks to {unpacked} bytes")
     try:
         content: object = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
@@ -136,6 +159,8 @@ def _unpickle(data: bytes, path: str | Path) -> object:
             raise InputError(
                 f"refused {path}: loading it would run code ({refused[1].rstrip('.,')}); {_OWN} and give a state_dict"
             ) from error
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            raise InputError(f"refused {path}: it holds more than tensors, loading it could run code") from error
         raise InputError(
             f"expected a checkpoint, got {path}, which is truncated or no torch file ({type(error).__name__})"
         ) from error
@@ -144,7 +169,7 @@ def _unpickle(data: bytes, path: str | Path) -> object:
 
 def _kind(value: object) -> str:
     if isinstance(value, dict):
-        return f"a dictionary with {', '.join(repr(key) for key in list(value)[:4]) or 'nothing'}"
+        return f"a dictionary with the keys {', '.join(repr(key)[:40] for key in list(value)[:4]) or '(none)'}"
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
@@ -158,6 +183,8 @@ def _tensors(content: object) -> bool:
 
 def _check_numbers(state: Mapping[str, Tensor], size: int, path: str | Path) -> None:
     # A tensor may repeat one stored number a billion times (stride 0): nothing may be larger than the file.
+    if any(value.is_meta or value.layout != torch.strided for value in state.values()):
+        raise InputError(f"expected plain dense tensors in {path}, got sparse ones or ones without numbers")
     if sum(value.numel() * value.element_size() for value in state.values()) > size:
         raise InputError(f"expected tensors that fit into the {size} bytes of {path}, got larger ones")
     for name, value in state.items():

@@ -3,6 +3,7 @@
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,7 @@ def _arrays(file: Path, name: str) -> Dataset:
                 )
             images = _member(file, archive, "images")
             labels = _member(file, archive, "labels") if "labels.npy" in entries else None
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"expected an .npz file, got {file}, which cannot be read: {error}") from error
@@ -183,7 +184,7 @@ def _arrays(file: Path, name: str) -> Dataset:
     def read(index: int) -> Sample:
         try:
             return _sample(f"{file.stem}-{index}", images.row(index), None if labels is None else labels.row(index))
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
             raise InputError(f"expected an .npz file, got {file}, which cannot be read: {error}") from error
 
     return Dataset(name, None, images.shape[0], read)
@@ -199,7 +200,7 @@ def _open(file: Path, mask: bool = False) -> Array:
             if picture.mode not in {"L", "P", "1", "I", "I;16"}:
                 raise InputError(f"expected {file} to hold one class index per pixel, got mode {picture.mode}")
             return np.asarray(picture).astype(np.int64)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"expected a picture in {file}, which cannot be read: {error}") from error
 
 
@@ -223,7 +224,10 @@ def _folder(root: Path) -> Dataset:
     listed = root / "classes.txt"
     if not listed.is_file():
         listed = root.parent / "classes.txt"
-    classes = tuple(listed.read_text("utf-8").split("\n")) if listed.is_file() else None
+    try:
+        classes = tuple(listed.read_text("utf-8").split("\n")) if listed.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected class names in UTF-8, one a line, in {listed}") from error
     classes = tuple(name.strip() for name in classes if name.strip()) if classes is not None else None
 
     def read(index: int) -> Sample:

@@ -223,6 +223,8 @@ class Normalise(nn.Module):
         self.divides = std is not None
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.mean.shape[0]:  # one channel would be spread over all of them
+            raise InputError(f"expected images of {self.mean.shape[0]} channels, got {images.shape[1]}")
         centred = images - self.mean
         return centred / self.std if self.divides else centred
 

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import math
+import re
 import shlex
 import signal
 import sys
@@ -58,6 +60,13 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"expected at least one thread, got {args.threads}")
         torch.set_num_threads(args.threads)
     out = Path(args.out)
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"expected a seed from 0 to 2**63 - 1, got {args.seed}")
+    for name in ("tau", "margin", "focus", "lr"):
+        if not math.isfinite(getattr(args, name)):
+            raise InputError(f"expected a finite --{name}, got {getattr(args, name)}")
+    if out.is_dir():
+        raise InputError(f"expected --out to be a file, {out} is a folder")
     if not out.parent.is_dir():
         raise InputError(f"expected --out in an existing folder, but there is no {out.parent}")
     pictures = load_data(args.data)
@@ -139,10 +148,10 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
 
     crop = None
     if args.crop is not None:
-        height, x, width = args.crop.partition("x")
-        if not (x and height.isdigit() and width.isdigit()):
+        found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", args.crop)
+        if found is None:
             raise InputError(f"expected --crop as HxW such as 64x128, got {args.crop!r}")
-        crop = (int(height), int(width))
+        crop = (int(found[1]), int(found[2]))
     return Recipe(
         steps=args.steps, batch=args.batch, loss=args.loss, tau=args.tau, margin=args.margin, lr=args.lr,
         seed=args.seed, crop=crop, focus=args.focus,

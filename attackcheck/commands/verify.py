@@ -47,7 +47,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--budget", metavar="TIME", help="stop after this long, such as 90s, 10m or 1h")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     parser.add_argument("--batch", type=int, metavar="ROWS", help="rows per attack call (default: fits the image)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=int, metavar="N", help="images side by side on a CPU (default: all cores)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-5, help="relative excess that is rounding (default: 1e-5)"
     )
@@ -123,8 +123,6 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     from attackcheck.subject import Settings
     from attackcheck.verification import check_settings
 
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
     pixels = read_pixels(arguments.pixels)
     check_settings(
         seed=arguments.seed,
@@ -139,6 +137,13 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         chosen = plan_of_attacks([name.strip() for name in arguments.attack.split(",") if name.strip()])
     if arguments.region:
         chosen = _with_regions(chosen)
+    data: Images = load_data(arguments.data)
+    if arguments.images is not None:
+        data = _First(data, arguments.images)
+    # Threads for whole images do not wait for each other; those inside an operation do, and get in each other's way.
+    threads = arguments.threads or torch.get_num_threads()
+    workers = min(threads, len(data)) if arguments.device == "cpu" else 1
+    torch.set_num_threads(max(1, threads // max(1, workers)))
     settings = Settings(
         plan=chosen,
         pixels=pixels,
@@ -153,9 +158,9 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         box=(0.0, 1.0) if arguments.box else None,
         counterexamples=Path(arguments.out),
         device=arguments.device,
+        workers=workers,
     )
-    data: Images = load_data(arguments.data)
-    return settings, data if arguments.images is None else _First(data, arguments.images)
+    return settings, data
 
 
 def _with_regions(chosen: Plan) -> Plan:

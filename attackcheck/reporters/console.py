@@ -64,7 +64,8 @@ class ConsoleReporter:
         self._quiet = quiet
         self._violations = 0
         self._images = 0
-        self._finished = 0
+        self._done: dict[int, float] = {}  # share of each image's work; several may be under way
+        self._worst = 0.0
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -90,7 +91,6 @@ class ConsoleReporter:
             case Finding():
                 self._finding(event.violation)
             case ImageFinished():
-                self._finished += 1
                 if self._progress is None and not self._quiet:
                     self._err.print(
                         f"image {event.image + 1}/{self._images}: {_count(event.attacked, 'pixel')} attacked, "
@@ -141,11 +141,13 @@ class ConsoleReporter:
     def _advance(self, event: Advanced) -> None:
         if self._progress is None or self._task is None:
             return
+        self._done[event.image] = event.done / max(1, event.work)
+        self._worst = max(self._worst, event.worst)
         self._progress.update(
             self._task,
             description=f"image {event.image + 1}/{self._images} {event.attack}",
-            completed=self._finished + event.done / max(1, event.work),
-            worst=_short(event.worst),
+            completed=sum(self._done.values()),
+            worst=_short(self._worst),
             violations=self._violations,
         )
 

@@ -1,0 +1,173 @@
+"""One image: from its clean logits to findings, as a generator of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from attackcheck import preflight
+from attackcheck.arithmetic import Reference, frozen, guarded
+from attackcheck.attacking import Attacker, ImageWork
+from attackcheck.errors import InputError
+from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, Warned
+from attackcheck.judging import Examiner
+from attackcheck.probe import Probe
+from attackcheck.recheck import Judge
+from attackcheck.regions import Region
+from attackcheck.selection import choose_pixels
+from attackcheck.subject import Images, Sample, Settings, Subject
+from attackcheck.tally import Tally
+
+__all__ = ["Bench", "StopEarly"]
+
+
+class StopEarly(Exception):  # noqa: N818
+    """The run is to end; the argument says why."""
+
+
+class Bench:
+    """A frozen copy of the model with its judge, to examine images on, one after the other.
+
+    Args:
+        subject: model and claim.
+        data: the images.
+        settings: how to attack.
+    """
+
+    def __init__(self, subject: Subject, data: Images, settings: Settings) -> None:
+        self._subject = subject
+        self._data = data
+        self._settings = settings
+        self._frozen = frozen(subject.model)
+        if isinstance(self._frozen, torch.nn.Module):
+            self._frozen.to(settings.device)
+        self._model = guarded(self._frozen)
+        self._judge: Judge | None = None
+
+    @property
+    def independent(self) -> bool:
+        """Whether the model could be copied, so that other benches may work at the same time."""
+        return self._frozen is not self._subject.model
+
+    def examine(self, index: int, tally: Tally, stop: Callable[[], str | None]) -> Iterator[Event]:
+        """Attack one image, judge what was found and add it to ``tally``.
+
+        Args:
+            index: number of the image.
+            tally: receives everything.
+            stop: asked between attack calls; a reason ends the attacks, and what is in hand is judged.
+
+        Raises:
+            InputError: if the image or the model cannot be used; nothing is in the tally then.
+            StopEarly: after judging, if there was a reason to stop; also KeyboardInterrupt and errors of the model.
+        """
+        sample = self._data[index]
+        preflight.check_image(sample.image, sample.name)
+        image = sample.image.to(self._settings.device)
+        judge, logits, radius, warnings = self._clean(index, sample, image)
+        yield from warnings
+        work = self._work(index, sample, image, logits, radius, judge)
+        yield from self._odd(work)
+        attacker = Attacker(self._model, self._subject.claim, self._settings, tally)
+        examiner = Examiner(self._subject, self._model, judge, self._settings, tally)
+        reason: BaseException | None = None
+        try:
+            yield from self._attack(work, attacker, examiner, stop)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            reason = error
+        enough = self._settings.maxfail is not None and tally.violations >= self._settings.maxfail
+        try:
+            if not enough:
+                yield from examiner.harvest(work, attacker)
+                yield from examiner.overtaken(work, attacker)
+                yield from examiner.witnesses(work)
+        finally:
+            # Whoever presses Ctrl-C twice gets what is judged by now.
+            examiner.finish(work, self._data.ignore)
+        yield ImageFinished(work.index, int(work.attacked.sum()), tally.violations)
+        if reason is not None:
+            raise reason
+
+    def _clean(self, index: int, sample: Sample, image: Tensor) -> tuple[Judge, Tensor, Tensor, list[Warned]]:
+        """Logits ``(1, K, H, W)`` and radii ``(1, H, W)`` of the clean image, a judge, and what there is to say."""
+        settings, claim = self._settings, self._subject.claim
+        if self._judge is None:
+            preflight.check_mode(self._frozen, image[None], own=self.independent)
+        logits = preflight.check_logits(self._model, image[None]).clone()
+        radius = claim.radii(image[None], logits, index)
+        if radius is None:
+            raise InputError(f"expected a claim about image {sample.name}, got none")
+        if settings.target is not None and not 0 <= settings.target < logits.shape[1]:
+            raise InputError(f"expected a target class from 0 to {logits.shape[1] - 1}, got {settings.target}")
+        if sample.labels is not None and sample.labels.shape != radius.shape[1:]:
+            expected, got = tuple(radius.shape[1:]), tuple(sample.labels.shape)
+            raise InputError(f"expected labels of shape {expected} for {sample.name}, got {got}")
+        warnings: list[Warned] = []
+        if self._judge is None:
+            reference = Reference(self._frozen, image[None])
+            self._judge = Judge(self._model, reference, claim, tolerance=settings.tolerance, device=settings.device)
+            found = preflight.warnings_of(self._model, image[None], logits, radius, reference.precision)
+            warnings = [Warned(code, message) for code, message in found] if index == 0 else []
+        if sample.labels is not None and not claim.cheap:
+            # What a certifier says of ignored pixels binds nobody.
+            radius = torch.where((sample.labels == self._data.ignore).to(radius.device), 0.0, radius)
+        return self._judge, logits, radius, warnings
+
+    def _work(
+        self, index: int, sample: Sample, image: Tensor, logits: Tensor, radius: Tensor, judge: Judge
+    ) -> ImageWork:
+        settings = self._settings
+        scene = judge.scene(index, image, logits[0], radius[0])
+        eligible = scene.radius > 0
+        if sample.labels is not None:
+            eligible &= sample.labels != self._data.ignore
+        regions: list[Region] = []
+        if any(stage.objective == "region" for stage in settings.plan.stages):
+            for request in settings.regions:
+                regions += request.resolve(logits[0].argmax(dim=0), radius[0])
+        return ImageWork(
+            index=index,
+            name=sample.name,
+            image=image,
+            labels=sample.labels,
+            logits=logits[0],
+            scene=scene,
+            probe=Probe(self._model, image, logits[0], radius[0], self._subject.claim),
+            pixels=choose_pixels(settings.pixels, scene.radius, eligible, settings.seed, index),
+            regions=regions,
+            attacked=torch.zeros_like(eligible),
+        )
+
+    def _odd(self, work: ImageWork) -> Iterator[Warned]:
+        """What a user may not expect of this image."""
+        stages = self._settings.plan.stages
+        if not work.regions and any(stage.objective == "region" for stage in stages):
+            wanted = " or ".join(request.describe() for request in self._settings.regions)
+            yield Warned("AC114", f"image {work.name} has no {wanted}")
+        if work.labels is not None:
+            beyond = int(((work.labels != self._data.ignore) & (work.labels >= work.logits.shape[0])).sum())
+            if beyond:
+                yield Warned("AC115", f"{beyond} labels of {work.name} are {work.logits.shape[0]} or above")
+
+    def _attack(
+        self, work: ImageWork, attacker: Attacker, examiner: Examiner, stop: Callable[[], str | None]
+    ) -> Iterator[Event]:
+        units = list(attacker.units(work))
+        yield ImageStarted(work.index, work.name, len(work.pixels), len(units))
+        group, worst = None, 0.0
+        for done, unit in enumerate(units, start=1):
+            if unit.group is not group:
+                yield from examiner.harvest(work, attacker)
+                group = unit.group
+                work.probe.aim(group[:, 0], group[:, 1])
+            attacker.run(work, unit)
+            slots = work.probe.evidence.slots
+            if len(slots.rows):
+                radius = work.scene.radius.to(slots.distance.device)[slots.rows, slots.columns]
+                worst = max(worst, float((radius / slots.distance).max()))
+            yield Advanced(work.index, unit.stage.attack, done, len(units), worst)
+            reason = stop()
+            if reason is not None:
+                raise StopEarly(reason)
