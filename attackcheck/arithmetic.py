@@ -7,7 +7,9 @@ by 1e-3. Nothing here is fast, everything here is trusted.
 from __future__ import annotations
 
 import copy
+import io
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -60,14 +62,27 @@ def frozen(model: Model) -> Model:
     if not isinstance(model, nn.Module):
         return model
     try:
-        twin = copy.deepcopy(model)
+        twin = _copied(model)
     except (RuntimeError, TypeError, AttributeError):
-        return model  # TorchScript and some graphs cannot be copied; they hold no parametrisations either
+        return model  # some graphs cannot be copied; they hold no parametrisations either
     for module in list(twin.modules()):
         if parametrize.is_parametrized(module):
             _resolve(module)
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
+    return twin
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    if not isinstance(model, torch.jit.ScriptModule):
+        return copy.deepcopy(model)
+    # A deep copy of a scripted module has parameters that are no leaves.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stored = io.BytesIO()
+        torch.jit.save(model, stored)
+        stored.seek(0)
+        twin: nn.Module = torch.jit.load(stored)
     return twin
 
 
@@ -109,7 +124,7 @@ class Reference:
         self._dtype, self._device, self._model = torch.float64, torch.device("cpu"), model
         if isinstance(model, nn.Module):
             with suppress(RuntimeError, TypeError, AttributeError):
-                self._model = copy.deepcopy(model).cpu().double()
+                self._model = _copied(model).cpu().double()
         try:
             with torch.no_grad(), _Watched(torch.float64) as watched:
                 self._model(sample.detach().cpu().double())

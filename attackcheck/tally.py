@@ -25,6 +25,8 @@ from attackcheck.report import (
 __all__ = ["AttackedPixels", "Tally"]
 
 Array = np.ndarray[Any, Any]
+LARGE = 1e38
+"""Radii of whole images are kept in float32, infinite ones as this."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Tally:
             mask = predicted == index
             entry = self._classes.setdefault(index, _PerClass())
             entry.pixels += int(mask.sum())
-            entry.radii.append(radius[mask].astype(np.float32))
+            entry.radii.append(np.minimum(radius[mask], LARGE).astype(np.float32))
             if labels is not None:
                 valid = mask & (labels != self._ignore)
                 entry.labelled += int(valid.sum())
@@ -194,7 +196,9 @@ class Tally:
             flipped=int(flipped.sum()),
             smallest=float(distance.min()) if len(distance) else math.inf,
             median=float(np.median(distance)) if len(distance) else math.inf,
-            tightness={q: float(np.quantile(tightness, q)) for q in QUANTILES} if len(tightness) else {},
+            tightness={q: float(np.quantile(tightness, q, method="inverted_cdf")) for q in QUANTILES}
+            if len(tightness)
+            else {},
             lipschitz_slack=float(np.median(slack[known])) if known.any() else math.nan,
             attack_slack=float(np.median(tightness[known] / slack[known])) if known.any() else math.nan,
             forward=spent.cost.forward,
@@ -236,6 +240,11 @@ class Tally:
             )
             for (eps, attack), entry in sorted(self._budgets.items())
         )
+
+
+def _quantiles(tightness: Array) -> dict[float, float]:
+    # Without interpolation: between infinite radii there is nothing to interpolate.
+    return {q: float(np.quantile(tightness, q, method="inverted_cdf")) for q in QUANTILES if len(tightness)}
 
 
 def _inverse(ratio: float) -> float:
