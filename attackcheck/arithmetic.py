@@ -82,7 +82,7 @@ def _copied(model: nn.Module) -> nn.Module:
         stored = io.BytesIO()
         torch.jit.save(model, stored)
         stored.seek(0)
-        twin: nn.Module = torch.jit.load(stored)
+        twin: nn.Module = torch.jit.load(stored)  # type: ignore[no-untyped-call]
     return twin
 
 
@@ -167,11 +167,11 @@ def _first(args: Any) -> Tensor | None:
     return next((a for a in args if isinstance(a, Tensor) and a.is_floating_point()), None)
 
 
-class _Watched(TorchDispatchMode):
+class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the coarsest type that any number was narrowed to."""
 
     def __init__(self, given: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._coarsest = given
 
     def __torch_dispatch__(
@@ -192,14 +192,14 @@ class _Watched(TorchDispatchMode):
         return str(self._coarsest).removeprefix("torch.")
 
 
-class _Disturbed(TorchDispatchMode):
+class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums run in reversed order, and every rounded result moves by up to one unit in its last place.
 
     What is exact is listed; whatever is not listed is taken to round, so that an unknown one errs on the safe side.
     """
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(

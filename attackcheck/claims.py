@@ -127,8 +127,11 @@ class LipschitzClaim:
     def __post_init__(self) -> None:
         if self.scope not in ("joint", "pixel"):
             raise InputError(f"expected scope 'joint' or 'pixel', got {self.scope!r}")
-        for name, value in (("Lipschitz constant", self.lipschitz), ("pixel Lipschitz constant", self.pixel)):
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        constants: list[tuple[str, Any]] = [("Lipschitz constant", self.lipschitz)]
+        if self.pixel is not None:
+            constants.append(("pixel Lipschitz constant", self.pixel))
+        for name, value in constants:
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise InputError(f"expected a positive, finite {name}, got {value!r}")
         if self.pixel is not None and (self.scope == "pixel" or self.pixel > self.lipschitz):
             raise InputError(

@@ -196,9 +196,7 @@ class Tally:
             flipped=int(flipped.sum()),
             smallest=float(distance.min()) if len(distance) else math.inf,
             median=float(np.median(distance)) if len(distance) else math.inf,
-            tightness={q: float(np.quantile(tightness, q, method="inverted_cdf")) for q in QUANTILES}
-            if len(tightness)
-            else {},
+            tightness=_quantiles(tightness),
             lipschitz_slack=float(np.median(slack[known])) if known.any() else math.nan,
             attack_slack=float(np.median(tightness[known] / slack[known])) if known.any() else math.nan,
             forward=spent.cost.forward,

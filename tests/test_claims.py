@@ -96,7 +96,7 @@ def test_expansions_measure_movement_against_the_constant():
     assert LipschitzClaim(2.0, "pixel").expansions(change, distance).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "1"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "1", None])
 def test_a_constant_that_is_not_positive_and_finite_is_refused(value):
     with pytest.raises(InputError, match="positive, finite"):
         LipschitzClaim(value)
