@@ -16,7 +16,7 @@ import math
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -31,20 +31,10 @@ from ._rows import Box, Generators, Model, gaussian
 from .objectives import Objective, PixelFlip
 from .views import PixelView
 
-__all__ = [
-    "foolbox_cw",
-    "foolbox_ddn",
-    "foolbox_deepfool",
-    "foolbox_fmn",
-    "foolbox_pgd",
-    "torchattacks_cw",
-    "torchattacks_deepfool",
-    "torchattacks_fab",
-    "torchattacks_pgd",
-]
+__all__ = ["Row", "adam_rate", "each_row", "library"]
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One row's attack as a library sees it: everything in the view's units."""
 
     view: _Watch
@@ -85,7 +75,7 @@ _GLOBAL = threading.Lock()
 """The libraries use the process's random state and output: one at a time."""
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -125,14 +115,14 @@ def _seeds(generator: Generators, count: int) -> list[int]:
     return [int(torch.randint(2**31, (1,), generator=g, device=g.device)) for g in rows]
 
 
-def _attack(
+def each_row(
     name: str,
     model: Model,
     images: Tensor,
     objective: Objective,
     box: Box,
     generator: Generators,
-    run: Callable[[_Row], Tensor],
+    run: Callable[[Row], Tensor],
     *,
     targeted: bool,
     positive: bool = False,
@@ -175,7 +165,7 @@ def _attack(
         margin = max(float(first.loss[0, 0]) * sharp, 1e-6)
         distance = max(float(first.distance[0, 0]) * shrink, 1e-6)
         seen = view.enter(image).clamp(0, 1)
-        row = _Row(view, seen, label, bound.target, distance, margin, shrink, clean.shape[1])
+        row = Row(view, seen, label, bound.target, distance, margin, shrink, clean.shape[1])
         with _fenced(seeds[i], images.device):
             result = run(row)
             with torch.no_grad():
@@ -184,209 +174,7 @@ def _attack(
     return torch.cat(found) if found else images.clone()
 
 
-def _foolbox(row: _Row, kind: str, settings: Mapping[str, object], **call: float) -> Tensor:
-    fb = _library("foolbox")
-    criterion = fb.Misclassification(row.label) if row.target is None else fb.TargetedMisclassification(row.target)
-    wrapped = fb.PyTorchModel(row.view, bounds=(0, 1), device=row.seen.device)
-    result: Tensor = getattr(fb.attacks, kind)(**settings).run(wrapped, row.seen, criterion, **call)
-    return result
-
-
-def _torchattacks(row: _Row, kind: str, settings: Mapping[str, object]) -> Tensor:
-    attack = getattr(_library("torchattacks"), kind)(row.view, **settings)
-    attack.set_device(row.seen.device)
-    if row.target is not None:
-        attack.set_mode_targeted_by_label(quiet=True)
-    result: Tensor = attack(row.seen, row.label if row.target is None else row.target)
-    return result
-
-
-def foolbox_ddn(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 60,
-    gamma: float = 0.05,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """foolbox.attacks.L2DDNAttack on rescaled logits, from init_epsilon = D; steps + 2 passes."""
-
-    def run(row: _Row) -> Tensor:
-        return _foolbox(row, "DDNAttack", {"init_epsilon": row.distance, "steps": steps, "gamma": gamma})
-
-    return _attack("foolbox.ddn", model, images, objective, box, generator, run, targeted=True)
-
-
-def foolbox_cw(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 50,
-    searches: int = 5,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """foolbox.attacks.L2CarliniWagnerAttack from const 4 D^2 / margin, first steps D / 10; steps x searches passes."""
-
-    def run(row: _Row) -> Tensor:
-        settings = {
-            "binary_search_steps": searches,
-            "steps": steps,
-            "stepsize": _rate(row),
-            "initial_const": 4 * row.distance**2 / row.margin,
-            "abort_early": False,
-        }
-        return _foolbox(row, "L2CarliniWagnerAttack", settings)
-
-    return _attack("foolbox.cw", model, images, objective, box, generator, run, targeted=True)
-
-
-def foolbox_deepfool(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 20,
-    classes: int = 10,
-    overshoot: float = 0.02,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """foolbox.attacks.L2DeepFoolAttack over the `classes` likeliest classes; up to steps x (classes - 1) passes."""
-
-    def run(row: _Row) -> Tensor:
-        settings = {"steps": steps, "candidates": min(classes, row.classes), "overshoot": overshoot}
-        return _foolbox(row, "L2DeepFoolAttack", settings)
-
-    return _attack("foolbox.deepfool", model, images, objective, box, generator, run, targeted=False)
-
-
-def foolbox_fmn(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 60,
-    gamma: float = 0.05,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """foolbox.attacks.L2FMNAttack with steps of at most D; `steps` passes.
-
-    Its projection onto the epsilon ball divides a norm by itself (foolbox 3.3.4), so nothing is projected: it flips,
-    but at about twice the distance of the others.
-    """
-
-    def run(row: _Row) -> Tensor:
-        return _foolbox(row, "L2FMNAttack", {"steps": steps, "max_stepsize": row.distance, "gamma": gamma})
-
-    return _attack("foolbox.fmn", model, images, objective, box, generator, run, targeted=True)
-
-
-def foolbox_pgd(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    eps: float,
-    steps: int = 20,
-    rel_stepsize: float = 0.15,
-    random_start: bool = False,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """foolbox.attacks.L2ProjectedGradientDescentAttack on rescaled logits at a fixed eps; `steps` passes."""
-
-    def run(row: _Row) -> Tensor:
-        settings = {"steps": steps, "rel_stepsize": rel_stepsize, "random_start": random_start}
-        return _foolbox(row, "L2ProjectedGradientDescentAttack", settings, epsilon=eps * row.shrink)
-
-    return _attack("foolbox.pgd", model, images, objective, box, generator, run, targeted=True)
-
-
-def torchattacks_pgd(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    eps: float,
-    steps: int = 20,
-    rel_stepsize: float = 0.15,
-    random_start: bool = False,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """torchattacks.PGDL2 on rescaled logits at a fixed eps; `steps` passes."""
-
-    def run(row: _Row) -> Tensor:
-        radius = eps * row.shrink
-        settings = {"eps": radius, "alpha": rel_stepsize * radius, "steps": steps, "random_start": random_start}
-        return _torchattacks(row, "PGDL2", settings)
-
-    return _attack("torchattacks.pgd", model, images, objective, box, generator, run, targeted=True)
-
-
-def torchattacks_cw(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 100,
-    const: float = 6.0,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """torchattacks.CW with c = `const` D^2 / margin, on logits shifted above zero (it is wrong for negative ones)."""
-
-    def run(row: _Row) -> Tensor:
-        settings = {"c": const * row.distance**2 / row.margin, "steps": steps, "lr": _rate(row)}
-        return _torchattacks(row, "CW", settings)
-
-    return _attack("torchattacks.cw", model, images, objective, box, generator, run, targeted=True, positive=True)
-
-
-def torchattacks_fab(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 20,
-    restarts: int = 1,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """torchattacks.FAB in L2 (float32 inside); steps x (2 forward, one backward pass per class)."""
-
-    def run(row: _Row) -> Tensor:
-        # eps bounds nothing but random starts and what counts as success
-        settings = {"norm": "L2", "eps": 1e6, "steps": steps, "n_restarts": restarts, "n_classes": row.classes}
-        return _torchattacks(row, "FAB", settings)
-
-    return _attack("torchattacks.fab", model, images, objective, box, generator, run, targeted=False)
-
-
-def torchattacks_deepfool(
-    model: Model,
-    images: Tensor,
-    objective: Objective,
-    *,
-    steps: int = 20,
-    overshoot: float = 0.02,
-    box: Box = None,
-    generator: Generators = None,
-) -> Tensor:
-    """torchattacks.DeepFool; up to steps forward passes and one backward pass per step and class."""
-
-    def run(row: _Row) -> Tensor:
-        return _torchattacks(row, "DeepFool", {"steps": steps, "overshoot": overshoot})
-
-    return _attack("torchattacks.deepfool", model, images, objective, box, generator, run, targeted=False)
-
-
-def _rate(row: _Row) -> float:
+def adam_rate(row: Row) -> float:
     """Adam's rate in tanh space for first steps of about D / 10: tanh halves steps, entries share the norm."""
     with torch.enable_grad():
         points = row.seen.detach().requires_grad_()

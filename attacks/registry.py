@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from torch import Tensor
 
@@ -41,15 +42,15 @@ _TABLE = {
     "cw": ("_cw", "cw", True, _ALL),
     "pgd": ("_pgd", "pgd", False, _ALL),
     "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),
-    "foolbox.ddn": ("libraries", "foolbox_ddn", True, _PIXEL),
-    "foolbox.cw": ("libraries", "foolbox_cw", True, _PIXEL),
-    "foolbox.deepfool": ("libraries", "foolbox_deepfool", True, _PIXEL),
-    "foolbox.fmn": ("libraries", "foolbox_fmn", True, _PIXEL),
-    "foolbox.pgd": ("libraries", "foolbox_pgd", False, _PIXEL),
-    "torchattacks.pgd": ("libraries", "torchattacks_pgd", False, _PIXEL),
-    "torchattacks.cw": ("libraries", "torchattacks_cw", True, _PIXEL),
-    "torchattacks.fab": ("libraries", "torchattacks_fab", True, _PIXEL),
-    "torchattacks.deepfool": ("libraries", "torchattacks_deepfool", True, _PIXEL),
+    "foolbox.ddn": ("_foolbox", "foolbox_ddn", True, _PIXEL),
+    "foolbox.cw": ("_foolbox", "foolbox_cw", True, _PIXEL),
+    "foolbox.deepfool": ("_foolbox", "foolbox_deepfool", True, _PIXEL),
+    "foolbox.fmn": ("_foolbox", "foolbox_fmn", True, _PIXEL),
+    "foolbox.pgd": ("_foolbox", "foolbox_pgd", False, _PIXEL),
+    "torchattacks.pgd": ("_torchattacks", "torchattacks_pgd", False, _PIXEL),
+    "torchattacks.cw": ("_torchattacks", "torchattacks_cw", True, _PIXEL),
+    "torchattacks.fab": ("_torchattacks", "torchattacks_fab", True, _PIXEL),
+    "torchattacks.deepfool": ("_torchattacks", "torchattacks_deepfool", True, _PIXEL),
 }
 
 
@@ -59,11 +60,15 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Attack:
-    """The attack of this name; raises InputError with the choices."""
+    """The attack of this name; raises InputError with the choices, or if its library is not installed."""
     if name not in _TABLE:
         close = difflib.get_close_matches(name, _TABLE, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise InputError(f"expected an attack among {', '.join(_TABLE)}, got {name!r}{hint}")
+    library, dot, _ = name.partition(".")
+    if dot and find_spec(library) is None:
+        extra = "" if library == "foolbox" else "[peers]"
+        raise InputError(f"{name} needs {library}, which is not installed: pip install 'attackcheck{extra}'")
     home, function, minimal, objectives = _TABLE[name]
     refines = home in _REFINING
     flips = "map" not in objectives

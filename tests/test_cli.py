@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_a_broken_claim_fails_and_its_replay_commands_work(place, capsys):
     assert "UNSOUND" in out
     assert "1.25" in out
     commands = [shlex.split(line.strip()) for line in out.splitlines() if "attackcheck replay" in line]
-    assert len(commands) == 4
+    found = int(re.search(r"UNSOUND (\d+) violations", out)[1])
+    assert len(commands) == min(20, found)  # one for every violation shown
     for command in commands:
         assert main(command[1:]) == 1
         assert "reproduced" in capsys.readouterr().out

@@ -20,7 +20,16 @@ from attackcheck.errors import printable
 from attackcheck.events import Advanced, Event, Finding, ImageFinished, ImageStarted, RunFinished, RunStarted, Warned
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
-from attackcheck.report import AttackSummary, Report, Violation
+from attackcheck.report import Report, Violation
+from attackcheck.reporters.tables import (
+    attack_tables,
+    budget_table,
+    class_table,
+    counted,
+    region_table,
+    short,
+    violation_table,
+)
 
 __all__ = ["ConsoleReporter", "plain_console"]
 
@@ -93,8 +102,8 @@ class ConsoleReporter:
             case ImageFinished():
                 if self._progress is None and not self._quiet:
                     self._err.print(
-                        f"image {event.image + 1}/{self._images}: {_count(event.attacked, 'pixel')} attacked, "
-                        f"{_count(event.violations, 'violation')}"
+                        f"image {event.image + 1}/{self._images}: {counted(event.attacked, 'pixel')} attacked, "
+                        f"{counted(event.violations, 'violation')}"
                     )
             case RunFinished():
                 self._stop_progress()
@@ -113,8 +122,8 @@ class ConsoleReporter:
         lines = {
             "model": model,
             "claim": str(subject["claim_text"]),
-            "data": f"{subject['data']}, {_count(event.images, 'image')}; {event.selection}",
-            "device": f"{subject['device']}, {_count(int(subject['threads']), 'thread')}",
+            "data": f"{subject['data']}, {counted(event.images, 'image')}; {event.selection}",
+            "device": f"{subject['device']}, {counted(int(subject['threads']), 'thread')}",
             "plan": f"{event.plan}, seed {event.seed}",
         }
         for name, value in lines.items():
@@ -147,7 +156,7 @@ class ConsoleReporter:
             self._task,
             description=f"image {event.image + 1}/{self._images} {event.attack}",
             completed=sum(self._done.values()),
-            worst=_short(self._worst),
+            worst=short(self._worst),
             violations=self._violations,
         )
 
@@ -160,8 +169,8 @@ class ConsoleReporter:
             self._say(
                 Text.assemble(
                     ("VIOLATED ", "bold red"),
-                    f"{violation.kind.name} image {violation.image} {where}: radius {_short(violation.radius)}, "
-                    f"distance {_short(violation.distance)} ({violation.attack})",
+                    f"{violation.kind.name} image {violation.image} {where}: radius {short(violation.radius)}, "
+                    f"distance {short(violation.distance)} ({violation.attack})",
                 )
             )
         elif self._violations == 6:
@@ -179,13 +188,13 @@ class ConsoleReporter:
 
     def _report(self, report: Report) -> None:
         if not self._quiet and report.attacked_count:
-            for table in self._attack_tables(report):
+            for table in attack_tables(report, self._out.width):
                 self._print(table)
             if report.regions:
-                self._print(self._region_table(report))
+                self._print(region_table(report))
             if report.budgets:
-                self._print(self._budget_table(report))
-            self._print(self._class_table(report))
+                self._print(budget_table(report))
+            self._print(class_table(report))
         if report.findings:
             self._finding_tables(report)
         if not self._quiet:
@@ -198,134 +207,31 @@ class ConsoleReporter:
         self._out.print()
         self._out.print(table)
 
-    def _attack_tables(self, report: Report) -> list[Table]:
-        """One table where it fits, else distances and costs apart."""
-        title = "Attacks: distances on the [0, 1] scale, tightness = radius / distance"
-        rows = [_attack_row(attack) for attack in report.attacks]
-        if self._out.width >= 90:
-            return [_attack_table(title, _REACH + _COST, rows)]
-        return [
-            _attack_table(title, _REACH, [row[: len(_REACH)] for row in rows]),
-            _attack_table("Slack and cost", _REACH[:1] + _COST, [row[:1] + row[len(_REACH) :] for row in rows]),
-        ]
-
-    def _region_table(self, report: Report) -> Table:
-        table = _table("Regions: one perturbation that flips them")
-        table.add_column("image", justify="right", no_wrap=True)
-        table.add_column("region", overflow="fold")
-        for name in ("pixels", "joint distance", "best distance", "ratio"):
-            table.add_column(name, justify="right")
-        table.add_column("attack", no_wrap=True)
-        best: dict[tuple[int, str], int] = {}
-        for number, region in enumerate(report.regions):
-            key = (region.image, region.name)
-            if key not in best or region.distance < report.regions[best[key]].distance:
-                best[key] = number
-        for number in best.values():
-            region = report.regions[number]
-            joint = region.joint_distance
-            table.add_row(
-                str(region.image),
-                Text(region.name + ("" if region.target is None else f" -> {region.target}")),
-                f"{region.pixels}" + ("" if region.fraction == 1 else f" x {region.fraction:g}"),
-                "-" if joint is None else _short(joint),
-                _distance(region.distance),
-                "-" if joint is None or math.isinf(region.distance) else f"{joint / region.distance:.3f}",
-                region.attack if math.isfinite(region.distance) else "not flipped",
-            )
-        return table
-
-    def _budget_table(self, report: Report) -> Table:
-        table = _table("Fixed budgets: whole images under attack")
-        table.add_column("eps", justify="right")
-        table.add_column("attack", no_wrap=True)
-        for name in ("clean accuracy", "attacked accuracy", "unchanged pixels"):
-            table.add_column(name, justify="right")
-        for result in report.budgets:
-            clean, attacked = _percent(result.clean), _percent(result.attacked)
-            table.add_row(f"{result.eps:g}", result.attack, clean, attacked, _percent(result.stability))
-        return table
-
-    def _class_table(self, report: Report) -> Table:
-        table = _table("Classes, as predicted")
-        table.add_column("class", overflow="fold")
-        for name in ("pixels", "accuracy", "median radius", "attacked", "median distance"):
-            table.add_column(name, justify="right")
-        for row in report.classes:
-            table.add_row(
-                Text(printable(row.name)),
-                f"{row.pixels:,}",
-                _percent(row.accuracy),
-                _short(row.median_radius),
-                f"{row.attacked:,}",
-                _distance(row.median_flip_distance) if row.attacked else "-",
-            )
-        return table
-
     def _finding_tables(self, report: Report) -> None:
         broken = report.violations
         if broken:
             title = f"Violations, worst first ({len(broken)})"
-            self._print(_violation_table(title, broken[:SHOWN], self._out.width))
+            self._print(violation_table(title, broken[:SHOWN], self._out.width))
             for kind in Kind:
                 if any(violation.kind is kind for violation in broken):
                     self._out.print(f"{kind.name}: {kind.value}")
             if len(broken) > SHOWN:
                 self._out.print(f"{len(broken) - SHOWN} more are in --json and in the folder of counterexamples")
-            self._replays(broken)
+            self._replays(broken[:SHOWN])
         others = [finding for finding in report.findings if finding.verdict is not Verdict.VIOLATED]
         if others and not self._quiet:
             title = f"Proposals that are no violations ({len(others)})"
-            self._print(_violation_table(title, others[:SHOWN], self._out.width))
+            self._print(violation_table(title, others[:SHOWN], self._out.width))
             for verdict in sorted({finding.verdict.name for finding in others}):
                 self._out.print(f"{verdict}: {Verdict[verdict].value}")
 
     def _replays(self, broken: Sequence[Violation]) -> None:
-        """The replay command of the worst violation of each kind."""
-        examples = [next((v for v in broken if v.kind is kind and v.counterexample), None) for kind in Kind]
-        paths = [str(violation.counterexample) for violation in examples if violation is not None]
+        """The replay command of every violation shown, in the same order."""
+        paths = [str(violation.counterexample) for violation in broken if violation.counterexample is not None]
         if paths:
-            self._out.print("Replay the worst of each kind (the others likewise, their files lie in the same folder):")
+            self._out.print("Replay them, in this order, with:")
         for path in paths:
             self._out.print("  " + shlex.join([*self._replay[:2], path, *self._replay[2:]]), soft_wrap=True)
-
-
-def _violation_table(title: str, findings: Sequence[Violation], width: int) -> Table:
-    table = _table(title, gap=1)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("image", justify="right", no_wrap=True)
-    table.add_column("where", no_wrap=True)
-    table.add_column("class", no_wrap=True)
-    for name in ("radius", "distance", "ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
-    wide = width >= 78
-    if wide:
-        table.add_column("attack", no_wrap=True)
-    alike = len({finding.verdict for finding in findings}) == 1 and not wide
-    if not alike:
-        table.add_column("verdict", no_wrap=True)
-    for finding in findings:
-        where = _count(finding.pixels, "pixel") if finding.kind is Kind.SET else "map"
-        if finding.pixel is not None:
-            where = "{}, {}".format(*finding.pixel)
-        if finding.kind is Kind.TWO_BALL and finding.pixels > 1:
-            where += f" (+{finding.pixels - 1})"
-        row: list[str | Text] = [
-            finding.kind.name,
-            str(finding.image),
-            where,
-            "-" if finding.predicted < 0 else f"{finding.predicted} -> {finding.target}",
-            _short(finding.radius),
-            _short(finding.distance),
-            f"{finding.ratio:.4f}",
-        ]
-        if wide:
-            row.append(finding.attack)
-        if not alike:
-            style = "bold red" if finding.verdict is Verdict.VIOLATED else "yellow"
-            row.append(Text(finding.verdict.name, style=style))
-        table.add_row(*row)
-    return table
 
 
 def _sentences(report: Report) -> list[str]:
@@ -354,82 +260,19 @@ def _last_line(report: Report) -> Text:
     pixels = f"{report.attacked_count:,} attacked {'pixel' if report.attacked_count == 1 else 'pixels'}"
     names = ", ".join(attack.name for attack in report.attacks)
     ran = f"({names or 'nothing ran'}; seed {report.seed})"
-    count = f"{_count(len(broken), 'violation')} in {pixels} {ran}"
+    count = f"{counted(len(broken), 'violation')} in {pixels} {ran}"
     if broken:
         kinds = Counter(violation.kind for violation in broken)
         parts = ", ".join(f"{kinds[kind]} {kind.name}" for kind in Kind if kinds[kind])
         ratio = f"by up to x {broken[0].ratio:.4f}"
-        found = f"{_count(len(broken), 'violation')} ({parts}) {ratio} in {pixels} {ran}"
+        found = f"{counted(len(broken), 'violation')} ({parts}) {ratio} in {pixels} {ran}"
         return Text.assemble(("UNSOUND ", "bold red"), found)
     if not report.attacked_count:
         return Text.assemble(("NOTHING CHECKED ", "bold yellow"), "no pixel was attacked")
     return Text(count)
 
 
-_REACH = ("attack", "flipped", "min d", "median d", "tightness 5 50 95 %")
-_COST = ("slack: L x attack", "forward", "backward", "seconds")
-
-
-def _attack_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = _table(title)
-    table.add_column(columns[0], no_wrap=True)
-    for name in columns[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _attack_row(attack: AttackSummary) -> list[str]:
-    tightness = [attack.tightness[q] for q in (0.05, 0.5, 0.95)] if attack.tightness else []
-    slack = "-"
-    if math.isfinite(attack.lipschitz_slack):
-        slack = f"{attack.lipschitz_slack:.2f} x {attack.attack_slack:.2f}"
-    if attack.objective.startswith("map"):
-        flipped, middle = "map", f"{attack.expansion:.3f} of L"
-    else:
-        flipped = f"{attack.flipped}/{attack.attacked}" if attack.attacked else attack.objective
-        middle = " ".join(f"{value:.2f}" for value in tightness) or "-"
-    return [
-        attack.name,
-        flipped,
-        _distance(attack.smallest) if attack.flipped else "-",
-        _distance(attack.median) if attack.attacked else "-",
-        middle,
-        slack,
-        _thousands(attack.forward),
-        _thousands(attack.backward),
-        f"{attack.seconds:.1f}",
-    ]
-
-
-def _table(title: str, gap: int = 2) -> Table:
-    return Table(
-        title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
-    )
-
-
-def _short(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4g}"
-
-
-def _distance(value: float) -> str:
-    return "not flipped" if math.isinf(value) else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _thousands(count: int) -> str:
-    return f"{count}" if count < 10_000 else f"{count / 1000:.0f}k" if count < 10_000_000 else f"{count / 1e6:.0f}M"
-
-
 def _up(value: float) -> str:
     """Rounded up, so that the sentence stays true."""
     digits = 2 if value >= 1.1 else 4
     return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
