@@ -144,3 +144,9 @@ def test_the_face_is_lazy_and_complete() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "has no attribute 'nothing'" in done.stderr
+
+
+def test_a_library_that_is_not_installed_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"torchattacks, which is not installed: pip install 'attackcheck\[peers\]'"):
+        plan_of_attacks(["linearised", "torchattacks.cw"])
