@@ -84,7 +84,7 @@ class Examiner:
             yield Warned("AC113", text)
 
     def witnesses(self, work: ImageWork) -> Iterator[Finding | Warned]:
-        """Judge the worst points of the other kinds, largest ratio first, until one is confirmed."""
+        """Judge the worst points of the other kinds, largest ratio first, until none can beat what is confirmed."""
         seen = work.probe.evidence
         judges = {
             Kind.TWO_BALL: self._judge.two_ball,
@@ -93,21 +93,22 @@ class Examiner:
         }
         for kind, judge in judges.items():
             kept, confirmed = seen.witnesses[kind], 0.0
+            best: tuple[Judgement, int] | None = None
             for place in kept.ratio.argsort(descending=True).tolist():
                 ratio, attack = float(kept.ratio[place]), int(kept.attack[place])
                 if ratio <= confirmed:
                     break
-                judgement = judge(work.scene, kept.point[place])
+                judgement = judge(work.scene, kept.point[place], push=ratio > 1.0)
                 if judgement is None:
                     continue
-                if judgement.verdict is Verdict.VIOLATED or ratio > 1.0:
-                    yield from self._find(work, judgement, attack)
                 sure = (judgement.bound - judgement.allowance) / judgement.distance if judgement.distance > 0 else 0.0
+                if best is None or sure > confirmed:
+                    best = judgement, attack
                 if sure > confirmed:
                     confirmed = sure
                     self._tally.add_ratio(kind, seen.attacks[attack] if attack >= 0 else None, sure)
-                if judgement.verdict is Verdict.VIOLATED:
-                    break
+            if best is not None and float(kept.ratio.max()) > 1.0:
+                yield from self._find(work, *best)
 
     def _unjudged(self, work: ImageWork) -> Tensor:
         """Pixels ``(P, 2)`` seen flipped inside their radius without a verdict for it, worst first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -140,12 +140,13 @@ class Judge:
             return replace(first, verdict=Verdict.DEPLOYED_ONLY)
         return first
 
-    def two_ball(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
+    def two_ball(self, scene: Scene, perturbed: Tensor, *, push: bool = True) -> Judgement | None:
         """TWO_BALL: are pixels flipped at ``perturbed`` closer than the sum of their radii here and there?
 
-        The judgement is about the worst of them; all that are violated are in its ``pixels``, worst first.
+        The judgement is about the worst of them; all that are violated are in its ``pixels``, worst first. With
+        ``push`` a point where float64 sees a tie is also tried a little further along its ray.
         """
-        return self._pushed(self._two_ball, scene, perturbed)
+        return self._pushed(self._two_ball, scene, perturbed, PUSHES if push else ())
 
     def _two_ball(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
         there = self._point(scene, perturbed)
@@ -176,9 +177,9 @@ class Judge:
             torch.tensor([list(worst), *others]),
         )
 
-    def flipped_set(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
+    def flipped_set(self, scene: Scene, perturbed: Tensor, *, push: bool = True) -> Judgement | None:
         """SET: did all pixels flipped at ``perturbed`` together cost less than their joint budget?"""
-        return self._pushed(self._flipped_set, scene, perturbed)
+        return self._pushed(self._flipped_set, scene, perturbed, PUSHES if push else ())
 
     def _flipped_set(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
         factor = self._claim.joint_factor
@@ -196,7 +197,7 @@ class Judge:
         error = factor * float(torch.where(flipped, _share(here[0], own) + _share(radius, relative), 0.0).norm())
         return self._measured(Kind.SET, bound, error, there, perturbed)
 
-    def expansion(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
+    def expansion(self, scene: Scene, perturbed: Tensor, *, push: bool = True) -> Judgement | None:  # noqa: ARG002
         """LIPSCHITZ: did the logits move further than the claim permits?"""
         perturbed = perturbed.detach().cpu()
         there = self._point(scene, perturbed)
@@ -215,13 +216,17 @@ class Judge:
         return self._measured(Kind.LIPSCHITZ, bound, error * there.distance, there, perturbed)
 
     def _pushed(
-        self, examine: Callable[[Scene, Tensor], Judgement | None], scene: Scene, perturbed: Tensor
+        self,
+        examine: Callable[[Scene, Tensor], Judgement | None],
+        scene: Scene,
+        perturbed: Tensor,
+        pushes: Sequence[float],
     ) -> Judgement | None:
         """Examine a point, and a little further along its ray: attacks stop where float32 has just flipped."""
         perturbed = perturbed.detach().cpu()
         first = examine(scene, perturbed)
         if first is None or first.verdict is not Verdict.VIOLATED:
-            for step in PUSHES:
+            for step in pushes:
                 again = examine(scene, _further(scene, perturbed, step))
                 if again is not None and again.verdict is Verdict.VIOLATED:
                     return again

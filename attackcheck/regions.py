@@ -83,7 +83,7 @@ class RegionRequest:
                 if np.count_nonzero(mask[box]) < smallest:
                     continue
                 joint = float(np.sqrt(np.square(weakness[mask]).sum()))
-                name = f"component of class {value} at ({box[0].start}, {box[1].start})"
+                name = f"class {value} at {box[0].start}, {box[1].start}"
                 found.append((joint, Region(name, torch.from_numpy(mask).to(predicted.device), self.fraction)))
         found.sort(key=lambda pair: pair[0])
         return [region for _, region in found[: int(self.argument)]]

@@ -164,8 +164,12 @@ def test_a_signal_keeps_what_was_found(tmp_path, sent):
     running = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    time.sleep(9)
+    assert running.stdout is not None
+    while not running.stdout.readline().startswith("plan"):  # the header is complete: attacks begin
+        pass
+    time.sleep(6)
     running.send_signal(sent)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
