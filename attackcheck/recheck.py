@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attackcheck.arithmetic import Reference, exact_distance
+from attackcheck.certainty import Point, relative_error, share, sure_lead, sure_rival
 from attackcheck.claims import Claim
 from attackcheck.probe import Kind
 
@@ -118,7 +119,7 @@ class Judge:
             norm_error=norm_error,
             predicted=predicted,
             radius=radius,
-            rounding=_share(radius, _relative_error(deployed, exact[0], error, predicted)),
+            rounding=share(radius, relative_error(deployed, exact[0], error, predicted)),
         )
 
     def pixel(self, scene: Scene, perturbed: Tensor, row: int, column: int) -> Judgement:
@@ -157,7 +158,7 @@ class Judge:
         if not bool(flipped.any()):
             return None
         bound = torch.where(flipped, scene.radius + radius, 0.0)
-        allowance = (scene.rounding + _share(radius, relative)).clamp_min(self.tolerance * there.distance)
+        allowance = (scene.rounding + share(radius, relative)).clamp_min(self.tolerance * there.distance)
         excess = torch.where(flipped, bound - there.distance - allowance, -math.inf)
         worst = divmod(int(excess.argmax()), bound.shape[1])
         broken = (excess > 0).nonzero()
@@ -192,9 +193,9 @@ class Judge:
             return None
         radius, relative, flipped = back
         # Flipped beyond error only, and every radius with the error of the margin that it is made of.
-        own = _relative_error(scene.reference, scene.reference, scene.error, scene.predicted)
+        own = relative_error(scene.reference, scene.reference, scene.error, scene.predicted)
         bound = factor * float(torch.where(flipped, here[0] + radius, 0.0).norm())
-        error = factor * float(torch.where(flipped, _share(here[0], own) + _share(radius, relative), 0.0).norm())
+        error = factor * float(torch.where(flipped, share(here[0], own) + share(radius, relative), 0.0).norm())
         return self._measured(Kind.SET, bound, error, there, perturbed)
 
     def expansion(self, scene: Scene, perturbed: Tensor, *, push: bool = True) -> Judgement | None:  # noqa: ARG002
@@ -232,7 +233,7 @@ class Judge:
                     return again
         return first
 
-    def _measured(self, kind: Kind, bound: float, error: float, there: _Point, perturbed: Tensor) -> Judgement:
+    def _measured(self, kind: Kind, bound: float, error: float, there: Point, perturbed: Tensor) -> Judgement:
         allowance = max(error, self.tolerance * min(bound, there.distance))
         excess = bound - there.distance
         verdict = Verdict.VIOLATED if excess > allowance else Verdict.ROUNDING if excess > 0 else Verdict.HELD
@@ -256,17 +257,17 @@ class Judge:
         pixels = torch.tensor([[row, column]])
         return Judgement(verdict, Kind.PIXEL, radius, distance, perturbed, target, allowance, pixels)
 
-    def _point(self, scene: Scene, perturbed: Tensor) -> _Point:
+    def _point(self, scene: Scene, perturbed: Tensor) -> Point:
         logits = self._reference(perturbed[None])
         error, norm_error = self._reference.error(perturbed[None], logits)
         z, own = logits[0], scene.predicted
-        return _Point(
+        return Point(
             logits=z,
             predicted=z.argmax(dim=0),
-            own_here=_sure_lead(scene.reference, scene.error, own),
-            other_here=_sure_rival(scene.reference, scene.error, own),
-            own_there=_sure_lead(z, error, own),
-            other_there=_sure_rival(z, error, own),
+            own_here=sure_lead(scene.reference, scene.error, own),
+            other_here=sure_rival(scene.reference, scene.error, own),
+            own_there=sure_lead(z, error, own),
+            other_there=sure_rival(z, error, own),
             error=error,
             norm_error=norm_error,
             distance=exact_distance(scene.image, perturbed),
@@ -280,7 +281,7 @@ class Judge:
         own = int(scene.predicted[row, column])
         return all(int(self._deployed(perturbed)[:, row, column].argmax()) != own for _ in range(3))
 
-    def _back(self, scene: Scene, perturbed: Tensor, there: _Point) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _back(self, scene: Scene, perturbed: Tensor, there: Point) -> tuple[Tensor, Tensor, Tensor] | None:
         """How far flipped pixels are from their clean class again, its relative error, and which pixels those are.
 
         None where the claim does not say.
@@ -299,58 +300,7 @@ class Judge:
             return None
         # The certifier's ball is about the class that the model as deployed predicts there.
         flipped = flipped & (deployed.argmax(dim=0) == there.predicted)
-        return radii[0].cpu(), _relative_error(deployed, there.logits, there.error, there.predicted), flipped
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A perturbed image in float64; the leads are lower bounds, positive where they are beyond the error."""
-
-    logits: Tensor  # (K, H, W) float64
-    predicted: Tensor  # (H, W)
-    own_here: Tensor  # (H, W) lead of the clean class at the clean image
-    other_here: Tensor  # (H, W) lead of another class there
-    own_there: Tensor  # (H, W) lead of the clean class at the perturbed image
-    other_there: Tensor  # (H, W) lead of another class there
-    error: Tensor  # (K,)
-    norm_error: float
-    distance: float
-
-    @property
-    def flipped(self) -> Tensor:
-        """Pixels that are of their clean class here and of another there, both beyond error, (H, W) bool."""
-        return (self.own_here > 0) & (self.other_there > 0)
-
-
-def _sure_lead(logits: Tensor, error: Tensor, own: Tensor) -> Tensor:
-    """Lower bound of the lead of class ``own`` (H, W) over all others."""
-    allowance = error[:, None, None]
-    rest = (logits + allowance).scatter(0, own[None], -math.inf).amax(dim=0)
-    return (logits - allowance).gather(0, own[None])[0] - rest
-
-
-def _sure_rival(logits: Tensor, error: Tensor, own: Tensor) -> Tensor:
-    """Lower bound of the lead of the best other class over ``own`` (H, W)."""
-    allowance = error[:, None, None]
-    rest = (logits - allowance).scatter(0, own[None], -math.inf).amax(dim=0)
-    return rest - (logits + allowance).gather(0, own[None])[0]
-
-
-def _relative_error(deployed: Tensor, exact: Tensor, error: Tensor, own: Tensor) -> Tensor:
-    """Largest relative error of a margin of class ``own`` (H, W), and so of any radius made of margins.
-
-    A radius is monotone and homogeneous of degree one in the margins that it is computed from, whatever the claim.
-    """
-    truth = exact.gather(0, own[None]) - exact
-    shown = deployed.double().gather(0, own[None]) - deployed.double()
-    wrong = (shown - truth).abs() + error[:, None, None] + error[own][None]
-    relative = torch.where(truth > 0, wrong / truth.clamp_min(1e-300), math.inf).scatter(0, own[None], 0.0)
-    return relative.amax(dim=0) + 4.0 * 2.0**-24
-
-
-def _share(radius: Tensor, relative: Tensor) -> Tensor:
-    """``radius * relative`` where the radius is positive and finite, else 0."""
-    return torch.where((radius > 0) & radius.isfinite(), radius * relative, 0.0)
+        return radii[0].cpu(), relative_error(deployed, there.logits, there.error, there.predicted), flipped
 
 
 def _further(scene: Scene, perturbed: Tensor, step: float) -> Tensor:
