@@ -137,7 +137,8 @@ class Judge:
                 pushed = self._flip(scene, _further(scene, perturbed, step), row, column)
                 if pushed.verdict in (Verdict.VIOLATED, Verdict.ROUNDING):
                     return pushed
-        if first.bound > first.distance and self._deployed_flips(scene, perturbed, row, column):
+        inside = first.verdict is Verdict.NOT_REPRODUCED and first.bound > first.distance
+        if inside and self._deployed_flips(scene, perturbed, row, column):
             return replace(first, verdict=Verdict.DEPLOYED_ONLY)
         return first
 

@@ -69,6 +69,27 @@ def test_a_tie_at_the_clean_image_decides_nothing():
     assert judge.pixel(scene, image + 0.1, 0, 0).verdict is Verdict.UNDECIDED
 
 
+def test_a_tie_at_the_clean_image_excuses_a_clear_flip_elsewhere():
+    model = frozen(nn.Conv2d(2, 2, 1, bias=False))
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2).reshape(2, 2, 1, 1))
+    image = torch.full((2, 1, 1), 0.5)
+    judge, scene = scene_of(model, image, RadiusClaim(torch.ones(1, 1, 1)))
+    point = torch.tensor([0.4, 0.6]).reshape(2, 1, 1)
+    assert judge.pixel(scene, point, 0, 0).verdict is Verdict.UNDECIDED
+
+
+def test_a_certified_class_that_is_not_the_functions_own_is_about_the_program():
+    inner = frozen(nn.Conv2d(2, 2, 1, bias=False))
+    with torch.no_grad():
+        inner.weight.copy_(torch.eye(2).reshape(2, 2, 1, 1))
+    model = frozen(Cancelling(inner))
+    image = torch.tensor([0.5, 0.5 + 1e-3]).reshape(2, 1, 1)  # float32 sees a tie and takes the first class
+    judge, scene = scene_of(model, image, RadiusClaim(torch.ones(1, 1, 1)))
+    assert scene.predicted.item() == 0
+    assert judge.pixel(scene, image + torch.tensor([-0.2, 0.2]).reshape(2, 1, 1), 0, 0).verdict is Verdict.DEPLOYED_ONLY
+
+
 def test_a_point_that_flips_nothing_is_not_reproduced():
     model, image = gadget()
     judge, scene = scene_of(model, image, LipschitzClaim(1.0))
