@@ -154,9 +154,15 @@ class _Run:
         return f"{pixels} certified pixels per image, stratified by radius"
 
     def _describe(self) -> dict[str, Any]:
+        model, claim = self._subject.model, self._subject.claim.to_dict()
+        weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
         return {
+            "path": None,
+            "sha256": None,
             **self._subject.meta,
-            "claim": self._subject.claim.to_dict(),
+            "L": claim.get("L"),
+            "dtype": None if weights is None else str(weights.dtype).removeprefix("torch."),
+            "claim": claim,
             "claim_text": self._subject.claim.describe(),
             "data": self._data.name,
             "device": self._settings.device,

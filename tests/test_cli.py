@@ -91,7 +91,8 @@ def test_json_on_stdout_is_one_object_and_nothing_else(place, capsys):
     assert document["schema_version"] == 1
     assert document["violations"][0]["ratio"] == pytest.approx(1.25, rel=1e-3)
     assert document["counts"]["pixels"] == {"VIOLATED": 12}
-    assert document["subject"]["claim"]["L"] == 0.8
+    assert document["subject"]["L"] == document["subject"]["claim"]["L"] == 0.8
+    assert {"path", "sha256", "L", "dtype", "device"} <= document["subject"].keys()
     assert verify("nets.py:tight", "--json", "report.json") == 0
     assert json.loads((place / "report.json").read_text())["sound"] is True
 
