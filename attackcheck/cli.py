@@ -18,7 +18,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 no violation, 1 violation, 2 could not check, 130 interrupted)."""
-    # Threads that spin while they wait made two of them twenty times slower than one on a machine with other work.
+    # Threads that spin while they wait can make two of them far slower than one on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = argparse.ArgumentParser(
         prog="attackcheck",

@@ -244,7 +244,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 def _row_norms(x: Tensor) -> Tensor:
     """L2 norm of each row in float64: short sums in the data's own precision, long ones in float64."""
-    # Ten times as fast as vector_norm over a dimension of a few hundred numbers.
+    # Much faster on a CPU than vector_norm over a dimension of a few hundred numbers.
     return x.square().sum(dim=3).flatten(1).sum(dim=1, dtype=torch.float64).sqrt()
 
 
