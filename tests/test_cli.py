@@ -121,6 +121,11 @@ def test_ctrl_c_prints_and_keeps_what_was_found(place, capsys):
     assert list((place / "attackcheck-counterexamples").glob("*.npz"))
 
 
+def test_an_incomplete_run_says_so_even_when_quiet(place, capsys):
+    assert verify("nets.py:interrupted", "-q") == 130
+    assert "The run is incomplete: interrupted." in capsys.readouterr().out
+
+
 def test_attacks_and_regions_by_name(place, capsys):
     assert verify("nets.py:tight", "--attack", "ddn,lipschitz", "--region", "rect:0,0,2,2") == 0
     out = capsys.readouterr().out

@@ -201,6 +201,8 @@ class ConsoleReporter:
             self._out.print()
             for line in _sentences(report):
                 self._out.print(line)
+        if report.stopped:
+            self._out.print(f"The run is incomplete: {printable(report.stopped)}.")
         self._out.print(_last_line(report))
 
     def _print(self, table: Table) -> None:
@@ -250,8 +252,6 @@ def _sentences(report: Report) -> list[str]:
     if report.unchecked:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.unchecked.items())
         lines.append(f"Not attacked: {reasons}.")
-    if report.stopped:
-        lines.append(f"The run is incomplete: {printable(report.stopped)}.")
     return lines
 
 
