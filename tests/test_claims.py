@@ -62,6 +62,13 @@ def test_class_pair_radius_takes_the_minimum_over_all_classes_not_the_runner_up(
     assert radius == pytest.approx(1.5 / 6.0)  # 1.5 / ||w0 - w2||, less than 1.0 / ||w0 - w1|| = 10
 
 
+def test_a_tie_of_two_classes_has_radius_0():
+    rows = torch.eye(3)
+    logits = torch.tensor([1.0, 0.0, 1.0]).reshape(1, 3, 1, 1)
+    for claim in (ClassPairClaim(1.0, rows), LipschitzClaim(1.0)):
+        assert claim.radii(torch.zeros(1, 3, 1, 1), logits, None).item() == 0.0
+
+
 def test_two_disjoint_pixels_share_one_budget():
     model, image = exact.orthonormal_rows(seed=1), picture(1, size=2)
     claim = LipschitzClaim(1.0, "joint")

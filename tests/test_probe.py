@@ -35,6 +35,16 @@ def visited(setting, batch):
     return probe.evidence
 
 
+def test_a_tie_is_no_flip():
+    image = torch.tensor([0.75, 0.5]).reshape(2, 1, 1)
+    claim = LipschitzClaim(1.0)
+    probe = Probe(lambda images: images, image, image, claim.radii(image[None], image[None], None)[0], claim)
+    probe(torch.full((1, 2, 1, 1), 0.625))
+    assert probe.evidence.flip_distance.item() == math.inf
+    probe(torch.tensor([0.5, 0.75]).reshape(1, 2, 1, 1))
+    assert probe.evidence.flip_distance.item() == pytest.approx(0.25 * math.sqrt(2))
+
+
 @pytest.mark.parametrize("batch", [1, 7, 40])
 def test_smallest_flip_distances_of_all_pixels(setting, batch):
     model, image, _, logits, _, points = setting

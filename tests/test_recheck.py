@@ -51,6 +51,19 @@ def test_an_exact_certificate_is_never_violated_and_a_slightly_larger_one_is(see
         assert judgement.distance == pytest.approx(float((point - image).double().norm()), rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_point_just_short_of_a_flip_is_pushed_along_its_ray_but_never_beyond_the_radius(seed):
+    model, image = gadget(seed)
+    point = towards_boundary(model, image, 1, 1, -5e-6)
+    judge, scene = scene_of(model, image, LipschitzClaim(1 / 1.03))
+    judgement = judge.pixel(scene, point, 1, 1)
+    assert judgement.verdict is Verdict.VIOLATED
+    assert judgement.distance < judgement.bound
+    far = towards_boundary(model, image, 1, 1, -0.1)
+    judge, scene = scene_of(model, image, LipschitzClaim(1 / 0.97))
+    assert judge.pixel(scene, far, 1, 1).verdict is Verdict.NOT_REPRODUCED
+
+
 def test_a_radius_too_large_by_less_than_the_tolerance_is_rounding():
     model, image = gadget()
     point = towards_boundary(model, image, 0, 2, 1e-6)
