@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from attackcheck.counterexample import load_counterexample as load_counterexample
     from attackcheck.counterexample import replay as replay
     from attackcheck.errors import InputError as InputError
+    from attackcheck.lipschitz.auditing import audit as audit
+    from attackcheck.lipschitz.findings import AuditReport as AuditReport
+    from attackcheck.lipschitz.findings import AuditVerdict as AuditVerdict
     from attackcheck.loading import load as load
     from attackcheck.probe import Kind as Kind
     from attackcheck.recheck import Verdict as Verdict
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from attackcheck.verification import verify as verify
 
 _HOMES = {
+    "AuditReport": "lipschitz.findings",
+    "AuditVerdict": "lipschitz.findings",
     "ClassPairClaim": "claims",
     "InputError": "errors",
     "Kind": "probe",
@@ -33,6 +38,7 @@ _HOMES = {
     "Subject": "subject",
     "Verdict": "recheck",
     "Violation": "report",
+    "audit": "lipschitz.auditing",
     "load": "loading",
     "load_counterexample": "counterexample",
     "replay": "counterexample",
@@ -40,6 +46,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AuditReport",
+    "AuditVerdict",
     "ClassPairClaim",
     "InputError",
     "Kind",
@@ -49,6 +57,7 @@ __all__ = [
     "Subject",
     "Verdict",
     "Violation",
+    "audit",
     "load",
     "load_counterexample",
     "replay",

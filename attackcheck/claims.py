@@ -8,7 +8,7 @@ float64 from the logits as they come: the difference of two float32 numbers is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -114,6 +114,7 @@ class LipschitzClaim:
         scope: what the constant is about.
         pixel: a smaller constant that holds for each pixel's logit vector; a joint claim's radii then use it.
         source: where the constant comes from, for the reader of a report.
+        layers: constants that single layers are counted with, by dotted name, for an audit to look at.
 
     Raises:
         InputError: if a constant is not positive and finite, the scope is unknown, or ``pixel`` exceeds ``lipschitz``.
@@ -123,6 +124,7 @@ class LipschitzClaim:
     scope: Scope = "joint"
     pixel: float | None = None
     source: str = "given"
+    layers: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.scope not in ("joint", "pixel"):
@@ -130,6 +132,7 @@ class LipschitzClaim:
         constants: list[tuple[str, Any]] = [("Lipschitz constant", self.lipschitz)]
         if self.pixel is not None:
             constants.append(("pixel Lipschitz constant", self.pixel))
+        constants += [(f"constant of layer {name}", value) for name, value in (self.layers or {}).items()]
         for name, value in constants:
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise InputError(f"expected a positive, finite {name}, got {value!r}")
@@ -204,6 +207,7 @@ class LipschitzClaim:
             "scope": self.scope,
             "pixel": None if self.pixel is None else float(self.pixel),
             "source": self.source,
+            **({} if self.layers is None else {"layers": {name: float(value) for name, value in self.layers.items()}}),
         }
 
 

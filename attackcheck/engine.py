@@ -15,8 +15,10 @@ import torch
 from attackcheck import preflight
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.errors import InputError, in_one_line
-from attackcheck.events import Event, Finding, RunFinished, RunStarted
+from attackcheck.events import Audited, Event, Finding, RunFinished, RunStarted, Warned
 from attackcheck.examination import Bench, StopEarly
+from attackcheck.lipschitz.auditing import quick_audit
+from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.subject import Images, Settings, Subject
@@ -55,6 +57,7 @@ class _Run:
         self._tallies: dict[int, Tally] = {}
         self._violations = 0
         self._stop: str | None = None
+        self._audit: AuditReport | None = None
         first = Bench(subject, data, settings)
         workers = min(settings.workers, len(data)) if first.independent and settings.device == "cpu" else 1
         self._benches = [first, *(Bench(subject, data, settings) for _ in range(workers - 1))]
@@ -65,6 +68,7 @@ class _Run:
         stopped: str | None = None
         failed = False
         try:
+            yield from self._audited()
             yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
         except StopEarly as stop:
             stopped = str(stop)
@@ -76,6 +80,20 @@ class _Run:
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
         yield RunFinished(self._report(stopped, failed))
+
+    def _audited(self) -> Iterator[Event]:
+        """The quick part of the audit of the weights; whatever goes wrong in it, attacks have the last word."""
+        if not self._settings.audit:
+            return
+        try:
+            self._audit = quick_audit(self._subject, self._data[0].image.shape, self._settings)
+        except (Exception, SystemExit) as error:
+            # What is wrong with images or model is said when they are examined.
+            if isinstance(error, InputError) and not getattr(self._subject.claim, "layers", None):
+                return
+            yield Warned("AC116", f"the audit of the weights failed: {in_one_line(error)}")
+        if self._audit is not None:
+            yield Audited(self._audit)
 
     def _one_by_one(self) -> Iterator[Event]:
         for index in range(len(self._data)):
@@ -195,4 +213,5 @@ class _Run:
             selection=self._selection(),
             stopped=stopped,
             failed=failed,
+            audit=self._audit,
         )

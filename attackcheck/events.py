@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.report import Report, Violation
 
-__all__ = ["Advanced", "Event", "Finding", "ImageFinished", "ImageStarted", "RunFinished", "RunStarted", "Warned"]
+__all__ = [
+    "Advanced",
+    "Audited",
+    "Event",
+    "Finding",
+    "ImageFinished",
+    "ImageStarted",
+    "RunFinished",
+    "RunStarted",
+    "Warned",
+]
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,13 @@ class RunStarted:
     plan: str
     seed: int
     selection: str
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What the weights prove, before anything is attacked."""
+
+    audit: AuditReport
 
 
 @dataclass(frozen=True)
@@ -74,4 +92,4 @@ class RunFinished:
     report: Report
 
 
-Event = RunStarted | Warned | ImageStarted | Advanced | Finding | ImageFinished | RunFinished
+Event = RunStarted | Audited | Warned | ImageStarted | Advanced | Finding | ImageFinished | RunFinished

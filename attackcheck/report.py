@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 
@@ -146,6 +147,7 @@ class Report:
     selection: str
     stopped: str | None = None
     failed: bool = False  # whether an error stopped it
+    audit: AuditReport | None = None  # of the weights, where one was made
 
     @property
     def violations(self) -> tuple[Violation, ...]:
@@ -154,8 +156,13 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was VIOLATED: not a proof, see :attr:`limit`."""
-        return not self.violations
+        """Whether nothing was VIOLATED, and no audit refuted: not a proof, see :attr:`limit`."""
+        return not self.violations and not self.refuted_by_audit
+
+    @property
+    def refuted_by_audit(self) -> bool:
+        """Whether the audit of the weights refuted the claim, or a constant that it rests on."""
+        return self.audit is not None and self.audit.refuted
 
     @property
     def radius(self) -> Array:
@@ -179,7 +186,7 @@ class Report:
 
     def exit_code(self, strict: bool = False) -> int:
         """0, 1 or 2 of the command line (130 is for interruptions, decided by the caller)."""
-        if self.violations:
+        if not self.sound:
             return 1
         serious = (Verdict.ROUNDING, Verdict.DEPLOYED_ONLY)
         if strict and any(finding.verdict in serious for finding in self.findings):
@@ -201,6 +208,7 @@ class Report:
             "images": len(self.radii),
             "attacked_pixels": self.attacked_count,
             "sound": self.sound,
+            "audit": None if self.audit is None else self.audit.to_dict(),
             "counts": {
                 "pixels": dict(self.counts),
                 "unchecked": dict(self.unchecked),

@@ -82,6 +82,7 @@ class Settings:
         counterexamples: folder for counterexamples, None to save none.
         device: where the model runs.
         workers: images examined side by side, each on a copy of the model; 1 where it cannot be copied or on a GPU.
+        audit: look at the weights first.
     """
 
     plan: Plan
@@ -98,3 +99,4 @@ class Settings:
     counterexamples: Path | None = None
     device: str = "cpu"
     workers: int = 1
+    audit: bool = True

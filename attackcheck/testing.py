@@ -44,6 +44,8 @@ def assert_certificate_holds(
     if report.exit_code(strict) == 2:
         raise AssertionError(f"no pixel was attacked: {dict(report.unchecked)}")
     if report.exit_code(strict) == 1:
+        if report.audit is not None and report.audit.refuted and not report.violations:
+            raise AssertionError(f"the audit of the weights refutes {claim.describe()}: {report.audit.sentence}")
         shown = report.violations or report.findings
         lines = [
             f"{v.verdict.name} {v.kind.name} image {v.image} pixel {v.pixel}: radius {v.radius:.6g}, distance "

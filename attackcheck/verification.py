@@ -96,6 +96,7 @@ def verify(
     batch: int | None = None,
     device: str = "cpu",
     workers: int = 1,
+    audit: bool = True,
     counterexamples: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Report:
@@ -120,6 +121,7 @@ def verify(
         batch: rows per attack call.
         device: where the model runs.
         workers: images examined side by side on a CPU, each on a copy of the model.
+        audit: first see what the weights of a module prove of a Lipschitz or class-pair claim.
         counterexamples: folder for counterexamples; None saves none.
         on_event: is called with every event as it happens.
 
@@ -145,6 +147,7 @@ def verify(
         counterexamples=None if counterexamples is None else Path(counterexamples),
         device=device,
         workers=workers,
+        audit=audit,
     )
     subject = Subject(model, claim, {"model": type(model).__name__})
     report: Report | None = None

@@ -52,6 +52,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         "--tolerance", type=float, default=1e-5, help="relative excess that is rounding (default: 1e-5)"
     )
     parser.add_argument("--strict", action="store_true", help="ROUNDING and DEPLOYED_ONLY fail too")
+    parser.add_argument("--no-audit", action="store_true", help="do not look at the weights first")
     parser.add_argument("-x", "--maxfail", type=int, metavar="N", help="stop after N violations")
     parser.add_argument(
         "--out", metavar="DIR", default=COUNTEREXAMPLES, help=f"counterexamples (default: {COUNTEREXAMPLES})"
@@ -159,6 +160,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         counterexamples=Path(arguments.out),
         device=arguments.device,
         workers=workers,
+        audit=not arguments.no_audit,
     )
     return settings, data
 

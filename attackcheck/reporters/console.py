@@ -17,10 +17,21 @@ from rich.table import Table
 from rich.text import Text
 
 from attackcheck.errors import printable
-from attackcheck.events import Advanced, Event, Finding, ImageFinished, ImageStarted, RunFinished, RunStarted, Warned
+from attackcheck.events import (
+    Advanced,
+    Audited,
+    Event,
+    Finding,
+    ImageFinished,
+    ImageStarted,
+    RunFinished,
+    RunStarted,
+    Warned,
+)
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report, Violation
+from attackcheck.reporters.audits import audit_lines
 from attackcheck.reporters.tables import (
     attack_tables,
     budget_table,
@@ -91,6 +102,10 @@ class ConsoleReporter:
         match event:
             case RunStarted():
                 self._header(event)
+            case Audited():
+                if not self._quiet or event.audit.refuted:
+                    for line in audit_lines(event.audit):
+                        self._out.print(Text.assemble(("audit ", "bold"), " ", line))
             case Warned():
                 self._say(Text.assemble(("warning ", "yellow"), f"{event.code}: {printable(event.message)}"))
             case ImageStarted():
@@ -267,6 +282,8 @@ def _last_line(report: Report) -> Text:
         ratio = f"by up to x {broken[0].ratio:.4f}"
         found = f"{counted(len(broken), 'violation')} ({parts}) {ratio} in {pixels} {ran}"
         return Text.assemble(("UNSOUND ", "bold red"), found)
+    if report.audit is not None and report.audit.refuted:
+        return Text.assemble(("UNSOUND ", "bold red"), f"by the audit of the weights; {count}")
     if not report.attacked_count:
         return Text.assemble(("NOTHING CHECKED ", "bold yellow"), "no pixel was attacked")
     return Text(count)

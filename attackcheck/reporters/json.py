@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from attackcheck.errors import InputError
 from attackcheck.events import Event, RunFinished
 
-__all__ = ["JsonReporter"]
+__all__ = ["JsonReporter", "checked_target", "write_json"]
 
 
 class JsonReporter:
@@ -21,25 +23,44 @@ class JsonReporter:
     """
 
     def __init__(self, target: str) -> None:
-        self._path = None if target == "-" else Path(target)
-        if self._path is None:
-            return
-        folder = self._path.resolve().parent
-        if not target or self._path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"expected --json to be a file in an existing folder that can be written, got {target!r}")
+        self._path = checked_target(target)
 
     def __call__(self, event: Event) -> None:
         """Wait for the last event, then write."""
         if not isinstance(event, RunFinished):
             return
-        text = json.dumps(event.report.to_dict(), indent=2, allow_nan=False) + "\n"
-        if self._path is None:
-            sys.stdout.write(text)
-            return
-        try:
-            _write(self._path, text)
-        except OSError as error:
-            raise InputError(f"could not write {self._path}: {error.strerror or error}") from None
+        write_json(self._path, event.report.to_dict())
+
+
+def checked_target(target: str) -> Path | None:
+    """The file that ``--json`` names, None for ``-``.
+
+    Raises:
+        InputError: if the file cannot be written as far as that can be seen.
+    """
+    if target == "-":
+        return None
+    path = Path(target)
+    folder = path.resolve().parent
+    if not target or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"expected --json to be a file in an existing folder that can be written, got {target!r}")
+    return path
+
+
+def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
+    """Write one object to a file, all or nothing, or to stdout.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if path is None:
+        sys.stdout.write(text)
+        return
+    try:
+        _write(path, text)
+    except OSError as error:
+        raise InputError(f"could not write {path}: {error.strerror or error}") from None
 
 
 def _write(path: Path, text: str) -> None:
