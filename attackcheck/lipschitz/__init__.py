@@ -1,0 +1,1 @@
+"""Rigorous upper bounds of Lipschitz constants, from the weights alone: see `bounds` for single operations."""
