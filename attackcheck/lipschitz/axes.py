@@ -1,8 +1,8 @@
 """Operations that treat each axis on its own: padding, pooling and interpolation, through one matrix per axis.
 
-Each of them is the Kronecker product of its matrices per axis, whose norm is the product of the norms. The matrices are
-what torch's own operation makes of the identity, in float64, so that border rules, ceil_mode and odd scales are torch's.
-Sizes may have any number of axes.
+Each of them is the Kronecker product of its matrices per axis, whose norm is the product of the norms. The matrices
+are what torch's own operation makes of the identity, in float64, so that border rules, ceil_mode and odd scales are
+torch's. Sizes may have any number of axes.
 """
 
 import math
@@ -125,9 +125,9 @@ def interpolation_per_pixel(size: Sequence[int], output_or_scale: int | float | 
     """Bounds what resizing does to the constant of each pixel's logit vector.
 
     With `joint` the map before it obeys its constant as a whole, and the factor is the largest root of the sum of
-    squared weights of an output: at most 1 for averages, 1.24 for bicubic, whose weights merge at the border. Without,
-    it is only known that each pixel before it obeys its constant, and the factor is the largest sum of absolute weights:
-    1 for averages, 1.6 to 1.9 for bicubic.
+    squared weights of an output: at most 1 for averages, 1.24 for bicubic, whose weights merge at the border.
+    Without, it is only known that each pixel before it obeys its constant, and the factor is the largest sum of
+    absolute weights: 1 for averages, 1.6 to 1.9 for bicubic.
     """
     factors = []
     for variants in _resizing(size, output_or_scale, mode, align_corners, antialias):
@@ -151,11 +151,13 @@ def _resizing(size: Sequence[int], output_or_scale: int | float | Sequence[int |
     result = []
     for length, number in zip(size, wanted, strict=True):
         target: dict[str, tuple[int, int] | tuple[float, float]] = (
-            {"size": (number, 1)} if isinstance(number, int) else {"scale_factor": (number, 1.0)}
+            {"size": (1, number)} if isinstance(number, int) else {"scale_factor": (1.0, number)}
         )
 
         def resize(x: Tensor, target: dict[str, tuple[int, int] | tuple[float, float]] = target) -> Tensor:
-            return F.interpolate(x, mode=mode, align_corners=align_corners, antialias=antialias, **target)  # type: ignore[arg-type]
+            # Along the last axis: torch 2.13 mixes up the rows of an antialiased map that is one pixel wide.
+            x = F.interpolate(x.mT, mode=mode, align_corners=align_corners, antialias=antialias, **target)  # type: ignore[arg-type]
+            return x.mT
 
         # Which neighbour is nearest can depend on the precision in which a scale is stored.
         dtypes = (torch.float64, torch.float32) if mode.startswith("nearest") else (torch.float64,)

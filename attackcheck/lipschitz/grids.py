@@ -53,7 +53,7 @@ def _peak(group: Tensor, frequency: Tensor, seen: Tensor) -> Peak:
 
 
 def frequency_grid(symbol: Symbol, tolerance: float, budget: float) -> Grid | None:
-    """Bounds |K|^2 to within a relative `tolerance` of the largest value seen, or as well as `budget` nanoseconds allow.
+    """Bounds |K|^2 to within a relative `tolerance` of the largest value seen, or as well as `budget` ns allow.
 
     None when even a coarse grid would take longer.
     """
@@ -79,7 +79,10 @@ def frequency_grid(symbol: Symbol, tolerance: float, budget: float) -> Grid | No
     closed = 0.0
     while True:
         sums = cells.radius @ degrees
-        bounds = centre + _deviation(low, high, centre) / _cosines(2 * sums) if by_deviation else high / _cosines(sums) ** 2
+        if by_deviation:
+            bounds = centre + _deviation(low, high, centre) / _cosines(2 * sums)
+        else:
+            bounds = high / _cosines(sums) ** 2
         best = min(best, max(closed, float(bounds.max())))
         open_ = bounds > peak.square * (1 + tolerance)
         if not bool(open_.all()):

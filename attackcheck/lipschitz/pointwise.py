@@ -21,8 +21,8 @@ def activation(name: str, **options: float | Tensor | str | None) -> Bound:
     """Bounds an activation by its name in lower case without underscores ("relu", "gelu", "maxmin", ...).
 
     Options carry the names that torch gives them: `negative_slope` (LeakyReLU), `weight` (PReLU, tensor or number),
-    `alpha` (ELU, CELU), `lower` and `upper` (RReLU), `approximate` (GELU), `beta` (softplus, swish), `threshold` and
-    `value` (Threshold), `classes` (log-softmax). Where the function jumps or steepens without end the bound is infinite.
+    `alpha` (ELU, CELU), `lower` and `upper` (RReLU), `approximate` (GELU), `threshold` and `value` (Threshold),
+    `classes` (log-softmax). Where the function jumps or steepens without end the bound is infinite.
     Raises InputError for names without a rule: `ACTIVATIONS` lists the others.
     """
     rule = ACTIVATIONS.get(name.lower().replace("_", "").replace("-", ""))
@@ -55,9 +55,9 @@ def batch_norm(gamma: Tensor | None, variance: Tensor, eps: float) -> Bound:
 def normalisation(gamma: Tensor | float | None, eps: float, count: int = 0) -> Bound:
     """Bounds layer, instance and group normalisation (and RMS normalisation): max |gamma| / sqrt(eps).
 
-    With s^2 = var + eps the Jacobian is gamma (P - z z' / n) / s, P the projection that removes the mean: its norm is at
-    most max |gamma| / s, and s^2 comes down to eps where the input is constant. `count` is the number of values that
-    share their statistics; with it the lower bound at a constant input is given too.
+    With s^2 = var + eps the Jacobian is gamma (P - z z' / n) / s, P the projection that removes the mean: its norm is
+    at most max |gamma| / s, and s^2 comes down to eps where the input is constant. `count` is the number of values
+    that share their statistics; with it the lower bound at a constant input is given too.
     """
     numbers = torch.as_tensor(1.0 if gamma is None else gamma).detach().to("cpu", torch.float64).abs()
     largest = float(numbers.max()) if numbers.numel() else 0.0
@@ -146,9 +146,9 @@ _SELU = 1.0507009873554805 * 1.6732632423543772
 Rule = float | tuple[float, float] | Callable[[Options], Bound]
 
 ACTIVATIONS: dict[str, Rule] = {
-    **dict.fromkeys(("identity", "relu", "relu6", "abs", "tanh", "hardtanh", "clamp", "softplus", "softsign", "logsigmoid",
-                     "tanhshrink", "softshrink", "sin", "cos", "atan", "logsumexp", "maxmin", "groupsort", "fullsort",
-                     "sort", "householder"), 1.0),
+    **dict.fromkeys(("identity", "relu", "relu6", "abs", "tanh", "hardtanh", "clamp", "softplus", "softsign",
+                     "logsigmoid", "tanhshrink", "softshrink", "sin", "cos", "atan", "logsumexp", "maxmin",
+                     "groupsort", "fullsort", "sort", "householder"), 1.0),
     "leakyrelu": _slope("negative_slope", 0.01),
     "prelu": _prelu,
     "rrelu": _rrelu,

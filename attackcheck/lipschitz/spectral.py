@@ -2,9 +2,9 @@
 
 Eigenvalue routines only propose. That no eigenvalue of a Hermitian matrix H exceeds s is proved by a Cholesky
 factorisation of s I - H that runs to its end: in floating point it is then exact for a matrix within
-gamma(n+1)/(1-gamma(n+1)) trace(s I - H) of it (Demmel; Higham, "Accuracy and Stability of Numerical Algorithms", theorem
-10.3; Rump, "Verification of positive definiteness", BIT 2006). Complex arithmetic at most multiplies the roundings by
-less than 4, which `_COMPLEX` counts everywhere.
+gamma(n+1) / (1 - gamma(n+1)) trace(s I - H) of it (Higham, "Accuracy and Stability of Numerical Algorithms", theorem
+10.3; Rump, "Verification of positive definiteness", BIT 2006). Complex arithmetic multiplies the roundings by less
+than 4, which `_COMPLEX` counts everywhere.
 """
 
 import math
@@ -34,7 +34,7 @@ def proved(hermitian: Tensor, proposal: Tensor) -> Tensor:
         raise ArithmeticError("a matrix is not finite")
     if side == 1:
         return diagonal[:, 0]
-    bound = size * (1 + gamma(side**2 + 4))
+    bound: Tensor = size * (1 + gamma(side**2 + 4))
     open_, slack = torch.ones_like(bound, dtype=torch.bool), 1e-13 * size + 1e-300
     for _ in range(16):
         shift = torch.minimum(proposal + slack, size)
@@ -63,7 +63,7 @@ def gram_of(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def matrix(matrices: Tensor, method: str = "matrix norm") -> Bound:
     """The largest spectral norm among real matrices (B, m, k) or one (m, k), in float64.
 
-    Beyond `LARGEST_SIDE` rows and columns the upper bound is sqrt(|A|_1 |A|_inf), and the lower one a column's or row's.
+    Beyond `LARGEST_SIDE` rows and columns the upper bound is sqrt(|A|_1 |A|_inf), the lower one a column's or row's.
     """
     if matrices.dim() == 2:
         matrices = matrices[None]
@@ -104,10 +104,11 @@ def krylov(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tens
     images = torch.zeros_like(basis)
     vector = start
     for step in range(steps):
+        before = float(vector.norm())
         for _ in range(2):
             vector = vector - (basis[:step] @ vector) @ basis[:step]
         length = float(vector.norm())
-        if not length > 0:
+        if not length > 1e-10 * before:  # the space is exhausted: what is left is rounding
             basis, images = basis[:step], images[:step]
             break
         basis[step] = vector / length
@@ -117,7 +118,8 @@ def krylov(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tens
         return start
     inside = basis @ images.mT
     _, vectors = torch.linalg.eigh((inside + inside.mT) / 2)
-    return vectors[:, -1] @ basis
+    found: Tensor = vectors[:, -1] @ basis
+    return found
 
 
 def scaled(values: Tensor) -> tuple[Tensor, int | None]:
