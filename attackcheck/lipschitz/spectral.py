@@ -140,8 +140,10 @@ def unscaled(bound: Bound, exponent: int) -> Bound:
         upper = math.inf
     if math.isinf(upper):
         return Bound(math.inf, 0.0, bound.method)
-    return Bound(math.nextafter(upper, math.inf) if upper < 1e-290 else upper, math.ldexp(bound.lower, exponent),
-                 bound.method)  # fmt: skip
+    lower = math.ldexp(bound.lower, exponent)
+    if upper < 1e-290:  # near the smallest numbers a power of two rounds as well
+        upper, lower = math.nextafter(upper, math.inf), max(0.0, math.nextafter(lower, -math.inf))
+    return Bound(upper, lower, bound.method)
 
 
 def _top(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,8 +54,8 @@ def _shortened(op: Operation) -> tuple[Operation, Tensor]:
     side = max(8, math.isqrt(int(_WORK / (op.kernel.numel() * (1 + 32 / min(inputs, outputs))))))
     mask, sizes = torch.ones(op.size, dtype=torch.float64), []
     for axis in (0, 1):
-        size, span = op.size[axis], op.taps[axis] + max(op.along(axis), key=abs)
-        least = max(side * (1 if op.transposed else op.stride[axis]), 4 * abs(span))
+        size, span = op.size[axis], op.taps[axis] + max(abs(pad) for pad in op.along(axis))
+        least = max(side * (1 if op.transposed else op.stride[axis]), 4 * span)
         spare = max(0, size - least) // op.stride[axis] * op.stride[axis]
         sizes.append(size - spare)
         if spare and op.mode != "constant":

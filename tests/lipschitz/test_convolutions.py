@@ -284,3 +284,11 @@ def test_what_torch_would_refuse(options):
 def test_works_inside_inference_mode():
     weight = kernel(2, 2, 3, 3)
     assert convolution(weight, (40, 40), padding=1).lower > 1
+
+
+def test_cropped_maps():
+    """Negative padding is cropping; the parts of a large map that a witness lives on must survive it."""
+    weight = kernel(8, 8, 3, 3)
+    whole = convolution(weight, (300, 300))
+    assert convolution(weight, (300, 300), padding=(-100, -100, -100, -100)) != whole
+    assert convolution(weight, (300, 300), padding=(-100, -100, -100, -100)).upper == whole.upper
