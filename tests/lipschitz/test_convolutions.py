@@ -159,6 +159,8 @@ def test_the_grid_is_above_every_frequency_and_close(shape, stride, dilation, ki
         coarse = frequency_grid(symbol, 1e-6, budget)
         if coarse is not None:
             assert coarse.square >= truth * (1 - 1e-14)
+    for tolerance in (0.3, 0.1, 0.03, 0.01, 1e-3):  # cells that were closed early still count
+        assert frequency_grid(symbol, tolerance, 2e9).square >= truth * (1 - 1e-14)
     assert float(symbol.autocorrelation().max()) >= truth * (1 - 1e-14)
     assert fine.peak.square <= fine.square <= fine.peak.square * (1 + 2e-6)
 
@@ -292,3 +294,39 @@ def test_cropped_maps():
     whole = convolution(weight, (300, 300))
     assert convolution(weight, (300, 300), padding=(-100, -100, -100, -100)) != whole
     assert convolution(weight, (300, 300), padding=(-100, -100, -100, -100)).upper == whole.upper
+
+
+def test_cells_that_were_closed_early_still_count():
+    """A peak between the grid's points, whose cell closes before those of a flat symbol that is slightly lower."""
+    kernels = torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64)
+    kernels[0] = 0.25
+    kernels[1, 0, 0, 0, 0] = 0.98
+    for tolerance in (0.1, 0.12, 0.14, 0.16):
+        assert frequency_grid(Symbol(kernels), tolerance, 1e9).square >= 1
+
+
+def test_a_shortened_circle_has_no_frequencies_of_its_own(monkeypatch):
+    """Differences around an odd circle cannot alternate all the way; around a shorter, even one they could."""
+    monkeypatch.setattr(witnesses, "_WORK", 1.0)
+    monkeypatch.setattr(convolutions, "_MATRIX", 0)
+    weight = torch.tensor([[[1.0, -1.0]]])
+    for size in range(301, 305):
+        bound = convolution(weight, (size,), padding=(0, 1), padding_mode="circular")
+        truth = 2 * math.cos(math.pi / (2 * size)) if size % 2 else 2
+        assert 1.8 < bound.lower <= truth * (1 + 1e-12)
+        assert bound.upper == pytest.approx(2)
+
+
+@pytest.mark.parametrize("matrices", [True, False])
+def test_an_odd_circle_is_no_torus_of_a_strided_convolution(matrices, monkeypatch):
+    """On the line each position is seen once; on a circle of five, one that is seen on both sides is seen twice."""
+    if not matrices:
+        monkeypatch.setattr(convolutions, "_MATRIX", 0)
+    weight = torch.zeros(2, 1, 4)
+    weight[0, 0, 0] = weight[1, 0, 3] = 1
+    options = {"stride": 2, "padding": (1, 1), "padding_mode": "circular"}
+    assert convolution(weight, (6,), **options).upper == pytest.approx(1)
+    odd = convolution(weight, (5,), **options)
+    assert odd.lower == pytest.approx(math.sqrt(2))
+    assert odd.upper == pytest.approx(math.sqrt(2))
+    assert odd.lower <= math.sqrt(2) <= odd.upper
