@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._cutting import cutting_planes
     from ._cw import cw
     from ._ddn import ddn
     from ._linearised import linearised
@@ -29,6 +30,7 @@ __all__ = [
     "RegionFlip",
     "Stage",
     "bisect",
+    "cutting_planes",
     "cw",
     "ddn",
     "linearised",
@@ -50,6 +52,7 @@ _HOMES = {
     "plan": "plans",
     "plan_of_attacks": "plans",
     "bisect": "_refine",
+    "cutting_planes": "_cutting",
     "cw": "_cw",
     "ddn": "_ddn",
     "linearised": "_linearised",

@@ -61,7 +61,7 @@ class Stage:
         _check_loss(where, self.loss, self.objective)
 
 
-_AT_LEAST_ONE = {"steps", "classes", "rays", "search", "searches", "restarts"}
+_AT_LEAST_ONE = {"steps", "planes", "classes", "rays", "search", "searches", "restarts"}
 _LARGEST = 1e6
 
 
@@ -107,7 +107,7 @@ def _standard() -> tuple[Stage, ...]:
         Stage("ddn", pixels=8, options={"steps": 40}),
         Stage("cw", pixels=3, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
-        Stage("linearised", objective="region"),
+        Stage("cutting", objective="region"),
         Stage("ddn", objective="region", options={"steps": 40}),
         # on trained networks this loss flips up to ten times as many pixels as the summed hinge
         Stage("pgd", objective="image", options={"steps": 15}, eps=(0.1, 0.3, 1.0), loss="cospgd"),
@@ -125,6 +125,7 @@ def _thorough() -> tuple[Stage, ...]:
         Stage("foolbox.ddn", pixels=8, options={"steps": 100}),
         Stage("foolbox.deepfool", pixels=8),
         Stage("foolbox.cw", pixels=2),
+        Stage("cutting", objective="region", options={"steps": 60, "planes": 60, "classes": 4}),
         Stage("linearised", objective="region", options={"rays": 4, "descent": 80}),
         Stage("ddn", objective="region", options={"steps": 100}),
         Stage("cw", objective="region", options={"steps": 50, "searches": 5}),
