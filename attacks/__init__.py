@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._cutting import cutting_planes
     from ._cw import cw
     from ._ddn import ddn
+    from ._guided import guided
     from ._linearised import linearised
     from ._lipschitz import lipschitz_ascent
     from ._pgd import pgd
@@ -33,6 +34,7 @@ __all__ = [
     "cutting_planes",
     "cw",
     "ddn",
+    "guided",
     "linearised",
     "lipschitz_ascent",
     "pgd",
@@ -55,6 +57,7 @@ _HOMES = {
     "cutting_planes": "_cutting",
     "cw": "_cw",
     "ddn": "_ddn",
+    "guided": "_guided",
     "linearised": "_linearised",
     "lipschitz_ascent": "_lipschitz",
     "pgd": "_pgd",

@@ -3,7 +3,8 @@
 An objective is made unbound (`PixelFlip(rows, cols)`); `bind` fixes the clean prediction, which is what certificates
 are about, and the scale of the clean logits. Losses are minimised. Losses and weightings:
 margin (Carlini & Wagner 2017), dlr (Croce & Hein 2020), ce (cross-entropy of rescaled logits), js (Jensen-Shannon
-divergence from the clean distribution), segpgd (Gu et al. 2022), cospgd (Agnihotri et al. 2024).
+divergence from the clean distribution), segpgd (Gu et al. 2022), cospgd (Agnihotri et al. 2024), balanced (ce where
+every predicted class weighs the same, after the losses for mIoU of SEA, Croce et al. 2024).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from attackcheck.errors import InputError
 
 __all__ = ["LOSSES", "Bound", "Goal", "ImageFlip", "Objective", "PixelFlip", "RegionFlip", "SetFlip"]
 
-LOSSES = ("margin", "dlr", "ce", "js", "segpgd", "cospgd")
+LOSSES = ("margin", "dlr", "ce", "js", "segpgd", "cospgd", "balanced")
 _SHARPNESS = 12.0  # scale x clean margin: flat enough not to saturate, steep enough to push towards one class
 
 
@@ -304,6 +305,8 @@ class SetFlip(_Flip):
             return weights * torch.where(reached, flipped / 2, 1 - flipped / 2) * entropy
         if self.loss == "cospgd":
             return weights * self._alignment(z) * entropy
+        if self.loss == "balanced":
+            return weights * self._balance(weights, z.shape[1]) * ~reached * entropy
         return weights * ~reached * entropy
 
     def _alignment(self, z: Tensor) -> Tensor:
@@ -313,6 +316,14 @@ class SetFlip(_Flip):
         p = (z.detach() * scale.unsqueeze(1)).softmax(1)
         cosine = _take(F.normalize(p, dim=1), label if target is None else target)
         return cosine if target is None else 1 - cosine
+
+    def _balance(self, weights: Tensor, classes: int) -> Tensor:
+        """One over the share that each pixel's clean class has in the weight of its image, (B, H, W)."""
+        label = self.fixed().label.flatten(1)
+        flat = weights.flatten(1)
+        total = flat.new_zeros((len(flat), classes)).scatter_add(1, label, flat)
+        share = total.gather(1, label) / flat.sum(1, keepdim=True).clamp_min(1e-30)
+        return (1 / share.clamp_min(1e-30)).masked_fill(flat == 0, 0).reshape(weights.shape)
 
     def candidates(self, logits: Tensor, count: int) -> Sequence[SetFlip]:
         """The margin loss itself, then the set aimed as a whole at one class each, cheapest classes first."""
@@ -336,6 +347,10 @@ class SetFlip(_Flip):
     def margins(self, logits: Tensor) -> Tensor:
         """The margin of every pixel (B, H, W), bound: negative where it shows what is wanted."""
         return self._margin(self._select(logits))
+
+    def weight_map(self, logits: Tensor) -> Tensor:
+        """The weight of every pixel, (B, H, W)."""
+        return self._weights(self._select(logits))
 
     def cheapest(self, logits: Tensor) -> Tensor:
         """Weights (B, H, W) of the pixels that need flip, given these logits: the smallest margins of the fraction."""
@@ -371,7 +386,7 @@ class RegionFlip(SetFlip):
     """Flips at least `fraction` of the pixels of a region; `mask` (H, W) or (B, H, W) bool, `target` a class or None.
 
     loss: "margin" (hinge, summed over the pixels that still have to flip), "dlr", "ce" (over unflipped pixels), "js",
-    "segpgd" or "cospgd".
+    "segpgd", "cospgd" or "balanced".
     """
 
     def __init__(

@@ -43,6 +43,7 @@ _TABLE = {
     "cw": ("_cw", "cw", True, _ALL),
     "cutting": ("_cutting", "cutting_planes", True, _SETS),
     "pgd": ("_pgd", "pgd", False, _ALL),
+    "guided": ("_guided", "guided", False, _SETS),
     "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),
     "foolbox.ddn": ("_foolbox", "foolbox_ddn", True, _PIXEL),
     "foolbox.cw": ("_foolbox", "foolbox_cw", True, _PIXEL),
