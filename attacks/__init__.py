@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._cutting import cutting_planes
     from ._cw import cw
     from ._ddn import ddn
+    from ._guided import guided
     from ._linearised import linearised
     from ._lipschitz import lipschitz_ascent
     from ._pgd import pgd
@@ -29,8 +31,10 @@ __all__ = [
     "RegionFlip",
     "Stage",
     "bisect",
+    "cutting_planes",
     "cw",
     "ddn",
+    "guided",
     "linearised",
     "lipschitz_ascent",
     "pgd",
@@ -50,8 +54,10 @@ _HOMES = {
     "plan": "plans",
     "plan_of_attacks": "plans",
     "bisect": "_refine",
+    "cutting_planes": "_cutting",
     "cw": "_cw",
     "ddn": "_ddn",
+    "guided": "_guided",
     "linearised": "_linearised",
     "lipschitz_ascent": "_lipschitz",
     "pgd": "_pgd",

@@ -3,7 +3,8 @@
 An objective is made unbound (`PixelFlip(rows, cols)`); `bind` fixes the clean prediction, which is what certificates
 are about, and the scale of the clean logits. Losses are minimised. Losses and weightings:
 margin (Carlini & Wagner 2017), dlr (Croce & Hein 2020), ce (cross-entropy of rescaled logits), js (Jensen-Shannon
-divergence from the clean distribution), segpgd (Gu et al. 2022), cospgd (Agnihotri et al. 2024).
+divergence from the clean distribution), segpgd (Gu et al. 2022), cospgd (Agnihotri et al. 2024), balanced (ce where
+every predicted class weighs the same, after the losses for mIoU of SEA, Croce et al. 2024).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from attackcheck.errors import InputError
 
-__all__ = ["LOSSES", "Bound", "Goal", "ImageFlip", "Objective", "PixelFlip", "RegionFlip"]
+__all__ = ["LOSSES", "Bound", "Goal", "ImageFlip", "Objective", "PixelFlip", "RegionFlip", "SetFlip"]
 
-LOSSES = ("margin", "dlr", "ce", "js", "segpgd", "cospgd")
+LOSSES = ("margin", "dlr", "ce", "js", "segpgd", "cospgd", "balanced")
 _SHARPNESS = 12.0  # scale x clean margin: flat enough not to saturate, steep enough to push towards one class
 
 
@@ -70,10 +71,14 @@ def _take(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def _margins(logits: Tensor, label: Tensor, target: Tensor | None, aim: Tensor | None) -> Tensor:
-    """Negative where reached: clean class over the best other (or over `aim`), or the best other over the target."""
+    """Negative where reached: clean class over the best other (or over `aim`, if that is no -1), or the best other over
+    the target."""
     if target is not None:
         return _rival(logits, target) - _take(logits, target)
-    return _take(logits, label) - (_rival(logits, label) if aim is None else _take(logits, aim))
+    rival = _rival(logits, label)
+    if aim is not None:
+        rival = torch.where(aim < 0, rival, _take(logits, aim.clamp_min(0)))
+    return _take(logits, label) - rival
 
 
 def _ratio(logits: Tensor, margin: Tensor, targeted: bool) -> Tensor:
@@ -235,7 +240,7 @@ class PixelFlip(_Flip):
         return part
 
 
-class _SetFlip(_Flip):
+class SetFlip(_Flip):
     """Flips at least `fraction` of the weight of a set of pixels."""
 
     joint = True
@@ -300,6 +305,8 @@ class _SetFlip(_Flip):
             return weights * torch.where(reached, flipped / 2, 1 - flipped / 2) * entropy
         if self.loss == "cospgd":
             return weights * self._alignment(z) * entropy
+        if self.loss == "balanced":
+            return weights * self._balance(weights, z.shape[1]) * ~reached * entropy
         return weights * ~reached * entropy
 
     def _alignment(self, z: Tensor) -> Tensor:
@@ -310,7 +317,15 @@ class _SetFlip(_Flip):
         cosine = _take(F.normalize(p, dim=1), label if target is None else target)
         return cosine if target is None else 1 - cosine
 
-    def candidates(self, logits: Tensor, count: int) -> Sequence[_SetFlip]:
+    def _balance(self, weights: Tensor, classes: int) -> Tensor:
+        """One over the share that each pixel's clean class has in the weight of its image, (B, H, W)."""
+        label = self.fixed().label.flatten(1)
+        flat = weights.flatten(1)
+        total = flat.new_zeros((len(flat), classes)).scatter_add(1, label, flat)
+        share = total.gather(1, label) / flat.sum(1, keepdim=True).clamp_min(1e-30)
+        return (1 / share.clamp_min(1e-30)).masked_fill(flat == 0, 0).reshape(weights.shape)
+
+    def candidates(self, logits: Tensor, count: int) -> Sequence[SetFlip]:
         """The margin loss itself, then the set aimed as a whole at one class each, cheapest classes first."""
         plain = self.by_margin()
         found = [plain]
@@ -329,6 +344,32 @@ class _SetFlip(_Flip):
                 found.append(variant)
         return found
 
+    def margins(self, logits: Tensor) -> Tensor:
+        """The margin of every pixel (B, H, W), bound: negative where it shows what is wanted."""
+        return self._margin(self._select(logits))
+
+    def weight_map(self, logits: Tensor) -> Tensor:
+        """The weight of every pixel, (B, H, W)."""
+        return self._weights(self._select(logits))
+
+    def cheapest(self, logits: Tensor) -> Tensor:
+        """Weights (B, H, W) of the pixels that need flip, given these logits: the smallest margins of the fraction."""
+        z = self._select(logits.detach())
+        return self._needed(self._margin(z), self._weights(z))
+
+    def joined(self, others: Sequence[SetFlip]) -> Self:
+        """One objective of the rows of several bound ones, made by :meth:`candidates`, one after the other."""
+        whole = copy.copy(self)
+        count, (label, _, _) = len(others), self.fixed()
+        whole._bound = Bound(*(torch.cat([part] * count) for part in self.fixed()))
+        free = torch.full_like(label, -1)
+        whole._aim = torch.cat([free if other._aim is None else other._aim for other in others])
+        if self.weights is not None and self.weights.dim() == 3 and len(self.weights) > 1:
+            whole.weights = torch.cat([self.weights] * count)
+        if self.target is not None and len(self.target) > 1:
+            whole.target = torch.cat([self.target] * count)
+        return whole
+
     def rows(self, index: Tensor) -> Self:
         """The objective of the rows `index`."""
         part = copy.copy(self)
@@ -341,11 +382,11 @@ class _SetFlip(_Flip):
         return part
 
 
-class RegionFlip(_SetFlip):
+class RegionFlip(SetFlip):
     """Flips at least `fraction` of the pixels of a region; `mask` (H, W) or (B, H, W) bool, `target` a class or None.
 
     loss: "margin" (hinge, summed over the pixels that still have to flip), "dlr", "ce" (over unflipped pixels), "js",
-    "segpgd" or "cospgd".
+    "segpgd", "cospgd" or "balanced".
     """
 
     def __init__(
@@ -356,7 +397,7 @@ class RegionFlip(_SetFlip):
             raise InputError(f"expected a bool mask (H, W) or (B, H, W), got {mask.dtype} {tuple(mask.shape)}")
 
 
-class ImageFlip(_SetFlip):
+class ImageFlip(SetFlip):
     """Flips pixels that carry at least `fraction` of an image's weight; `weights` (H, W) or (B, H, W), None: all 1.
 
     Same losses as RegionFlip; weight 0 leaves a pixel out.

@@ -35,12 +35,15 @@ class Attack:
 
 _ALL = frozenset({"pixel", "region", "image"})
 _PIXEL = frozenset({"pixel"})
-_REFINING = frozenset({"_linearised", "_ddn", "_cw"})
+_SETS = frozenset({"region", "image"})
+_REFINING = frozenset({"_linearised", "_ddn", "_cw", "_cutting"})
 _TABLE = {
     "linearised": ("_linearised", "linearised", True, _ALL),
     "ddn": ("_ddn", "ddn", True, _ALL),
     "cw": ("_cw", "cw", True, _ALL),
+    "cutting": ("_cutting", "cutting_planes", True, _SETS),
     "pgd": ("_pgd", "pgd", False, _ALL),
+    "guided": ("_guided", "guided", False, _SETS),
     "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),
     "foolbox.ddn": ("_foolbox", "foolbox_ddn", True, _PIXEL),
     "foolbox.cw": ("_foolbox", "foolbox_cw", True, _PIXEL),
