@@ -95,6 +95,7 @@ def verify(
     budget: float | None = None,
     batch: int | None = None,
     device: str = "cpu",
+    crops: bool = True,
     workers: int = 1,
     counterexamples: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
@@ -119,6 +120,7 @@ def verify(
         budget: stop after so many seconds.
         batch: rows per attack call.
         device: where the model runs.
+        crops: attack pixels on crops where the receptive field is small enough; False: on whole images.
         workers: images examined side by side on a CPU, each on a copy of the model.
         counterexamples: folder for counterexamples; None saves none.
         on_event: is called with every event as it happens.
@@ -144,6 +146,7 @@ def verify(
         box=box,
         counterexamples=None if counterexamples is None else Path(counterexamples),
         device=device,
+        crops=crops,
         workers=workers,
     )
     subject = Subject(model, claim, {"model": type(model).__name__})
