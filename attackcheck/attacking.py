@@ -12,10 +12,12 @@ from torch import Tensor
 
 from attackcheck.attacks import registry
 from attackcheck.attacks._refine import bisect
+from attackcheck.attacks._rows import of_rows
 from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
 from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim
-from attackcheck.probe import Probe
+from attackcheck.crops import CropProbe, Crops
+from attackcheck.probe import Kind, Probe
 from attackcheck.recheck import Scene, Verdict
 from attackcheck.regions import Region
 from attackcheck.report import RegionResult
@@ -30,6 +32,9 @@ SLOT_BYTES = 2**28
 
 ROW_PIXELS = {"cpu": 2**17, "cuda": 2**22}
 """Image pixels per attack call when the batch size is not given."""
+
+CROP_ROWS = 256
+"""Crops per attack call at most, unless more fit into ROW_PIXELS; all together are never more than one image."""
 
 
 @dataclass
@@ -46,6 +51,7 @@ class ImageWork:
     pixels: Tensor  # (M, 2) chosen, on the CPU
     regions: Sequence[Region]
     attacked: Tensor  # (H, W) bool on the CPU: aimed at so far
+    crops: Crops | None = None  # None: pixels are attacked on whole images
     verdicts: dict[tuple[int, int], Verdict] = field(default_factory=dict)  # of pixels, where it is not HELD
 
 
@@ -78,9 +84,8 @@ class Attacker:
         self._tally = tally
 
     def units(self, work: ImageWork) -> Iterator[Unit]:
-        """All units of an image: sets first, then pixels in groups that fit the memory for points."""
-        size = max(1, SLOT_BYTES // (work.image.numel() * work.image.element_size()))
-        groups = torch.split(work.pixels, size)
+        """All units of an image: sets first, while the first group of pixels is aimed at, then :meth:`pixel_units`."""
+        groups = self.groups(work, work.pixels)
         target = self._settings.target
         for stage in self._settings.plan.stages:
             places: Sequence[Region | None] = work.regions if stage.objective == "region" else [None]
@@ -88,6 +93,11 @@ class Attacker:
                 for place in places:
                     for eps in stage.eps or (None,):
                         yield Unit(stage, eps, groups[0], region=place, target=target)
+        yield from self.pixel_units(work, groups)
+
+    def pixel_units(self, work: ImageWork, groups: Sequence[Tensor]) -> Iterator[Unit]:
+        """The units that aim at pixels, group by group."""
+        target = self._settings.target
         for group in groups:
             for stage in self._settings.plan.stages:
                 if stage.objective != "pixel":
@@ -111,11 +121,52 @@ class Attacker:
         return aimed
 
     def rows(self, work: ImageWork) -> int:
-        """Rows per attack call."""
+        """Rows per attack call on pixels."""
         if self._settings.batch is not None:
             return self._settings.batch
-        pixels = work.image.shape[1] * work.image.shape[2]
-        return max(1, ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"]) // pixels)
+        image = work.image.shape[1] * work.image.shape[2]
+        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
+        if work.crops is None:
+            return max(1, usual // image)
+        crop = work.crops.windows.height * work.crops.windows.width
+        return max(1, usual // crop, min(CROP_ROWS, image // crop))
+
+    def groups(self, work: ImageWork, pixels: Tensor) -> Sequence[Tensor]:
+        """Pixels ``(M, 2)`` in groups that fit the memory for closest points."""
+        height, width = work.image.shape[1:]
+        if work.crops is not None:
+            height, width = work.crops.windows.height, work.crops.windows.width
+        point = len(work.image) * height * width * work.image.element_size()
+        return torch.split(pixels, max(1, SLOT_BYTES // point))
+
+    def aim(self, work: ImageWork, pixels: Tensor) -> None:
+        """Keep the closest points of these pixels ``(M, 2)`` from now on."""
+        work.probe.aim(pixels[:, 0], pixels[:, 1], None if work.crops is None else work.crops.windows)
+
+    def confirm(self, work: ImageWork) -> bool:
+        """Count what was found in crops; False if the whole image shows something else, and nothing was counted."""
+        return work.crops is None or work.crops.confirm()
+
+    def aim_again(self, work: ImageWork, pixels: Tensor) -> None:
+        """Attack pixels ``(M, 2)`` that were overtaken, starting with the points that showed it, as far as kept."""
+        self.aim(work, pixels)
+        kept = work.probe.evidence.witnesses[Kind.PIXEL]
+        points = kept.point[kept.ratio > 0]
+        with work.probe.attributed("linearised"), torch.no_grad():
+            if work.crops is None:
+                work.probe(points)
+            else:
+                self._show_crops(work, work.crops, points, pixels)
+        for part in torch.split(pixels, self.rows(work)):
+            self.run(work, Unit(Stage("linearised"), None, pixels, pixels=part))
+
+    def _show_crops(self, work: ImageWork, crops: Crops, points: Tensor, pixels: Tensor) -> None:
+        """Points ``(P, C, H, W)`` with the perturbation outside each pixel's crop taken away."""
+        rows, columns = pixels.to(work.image.device).unbind(dim=1)
+        probe = CropProbe(crops, work.probe, rows, columns)
+        for point in points:
+            probe(crops.windows.cut(point, rows, columns))
+        probe.commit()
 
     def run(self, work: ImageWork, unit: Unit) -> None:
         """Run one unit; what it visits is recorded by the image's probe."""
@@ -131,22 +182,31 @@ class Attacker:
             pixels = pixels.expand(2, 2)
         seeds = [seed_of(self._settings.seed, work.index, f"{r},{c}", stage.attack) for r, c in pixels.tolist()]
         device = work.image.device
-        objective = PixelFlip(pixels[:, 0].to(device), pixels[:, 1].to(device), unit.target, loss=stage.loss).bind(
-            work.logits.expand(len(pixels), *work.logits.shape)
-        )
-        images = work.image.expand(len(pixels), *work.image.shape).contiguous()
-        if not attack.flips:
-            view = _PixelLogits(work.probe, objective.pixel_rows, objective.pixel_cols)
-            with work.probe.attributed(stage.attack):
-                attack.function(view, images, generator=_generators(seeds), **self._options(stage, unit.eps))
-            return
-        work.attacked[pixels[:, 0], pixels[:, 1]] = True
+        rows, columns = pixels[:, 0].to(device), pixels[:, 1].to(device)
+        crop = None if work.crops is None else CropProbe(work.crops, work.probe, rows, columns)
+        if crop is None:
+            images = work.image.expand(len(pixels), *work.image.shape).contiguous()
+            logits = work.logits.expand(len(pixels), *work.logits.shape)
+            own = PixelFlip(rows, columns, unit.target, loss=stage.loss).bind(logits)
+        else:
+            images = crop.clean
+            logits = crop.logits[:, :, None, None].expand(-1, -1, *images.shape[2:])
+            own = PixelFlip(crop.inner_rows, crop.inner_columns, unit.target, loss=stage.loss).bind(logits)
+        model = work.probe if crop is None else crop
+        options = self._options(stage, unit.eps)
         with work.probe.attributed(stage.attack):
-            found = attack.function(
-                work.probe, images, objective, generator=_generators(seeds), **self._options(stage, unit.eps)
-            )
-            if not attack.refines:
-                bisect(work.probe, images, found, objective)
+            try:
+                if not attack.flips:
+                    view = _PixelLogits(model, own.pixel_rows, own.pixel_cols)
+                    attack.function(view, images, generator=_generators(seeds), **options)
+                    return
+                work.attacked[pixels[:, 0], pixels[:, 1]] = True
+                found = attack.function(model, images, own, generator=_generators(seeds), **options)
+                if not attack.refines:
+                    bisect(model, images, found, own)
+            finally:
+                if crop is not None:
+                    crop.commit()
 
     def _attack_set(self, work: ImageWork, unit: Unit) -> None:
         stage, region = unit.stage, unit.region
@@ -198,16 +258,17 @@ class Attacker:
 
 
 class _PixelLogits:
-    """The logits of one pixel per row, ``(B, K)``; a batch ``n`` times as long repeats each row ``n`` times."""
+    """The logits of one pixel per row, ``(B, K)``."""
 
-    def __init__(self, probe: Probe, rows: Tensor, columns: Tensor) -> None:
-        self._probe, self._rows, self._columns = probe, rows, columns
+    def __init__(self, model: Model, rows: Tensor, columns: Tensor) -> None:
+        self._model, self._rows, self._columns = model, rows, columns
+
+    def for_rows(self, index: Tensor) -> _PixelLogits:
+        return _PixelLogits(of_rows(self._model, index), self._rows[index], self._columns[index])
 
     def __call__(self, images: Tensor) -> Tensor:
-        logits = self._probe(images)
-        times = len(images) // len(self._rows)
-        rows, columns = self._rows.repeat_interleave(times), self._columns.repeat_interleave(times)
-        return logits[torch.arange(len(images), device=logits.device), :, rows, columns]
+        logits = self._model(images)
+        return logits[torch.arange(len(images), device=logits.device), :, self._rows, self._columns]
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:

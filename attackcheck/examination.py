@@ -10,17 +10,23 @@ from torch import Tensor
 from attackcheck import preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
+from attackcheck.crops import Crops
 from attackcheck.errors import InputError
 from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, Warned
 from attackcheck.judging import Examiner
 from attackcheck.probe import Probe
-from attackcheck.recheck import Judge
+from attackcheck.receptive import Field, agrees, measure_field, windows
+from attackcheck.recheck import Judge, Scene
 from attackcheck.regions import Region
-from attackcheck.selection import choose_pixels
+from attackcheck.selection import choose_pixels, seed_of
 from attackcheck.subject import Images, Sample, Settings, Subject
 from attackcheck.tally import Tally
 
 __all__ = ["Bench", "StopEarly"]
+
+
+SMALLEST_IMAGE = 64 * 64
+"""Pixels of an image from which on crops are considered."""
 
 
 class StopEarly(Exception):  # noqa: N818
@@ -45,6 +51,7 @@ class Bench:
             self._frozen.to(settings.device)
         self._model = guarded(self._frozen)
         self._judge: Judge | None = None
+        self._fields: dict[tuple[int, ...], Field | None] = {}
 
     @property
     def independent(self) -> bool:
@@ -127,6 +134,7 @@ class Bench:
         if any(stage.objective == "region" for stage in settings.plan.stages):
             for request in settings.regions:
                 regions += request.resolve(logits[0].argmax(dim=0), radius[0])
+        probe = Probe(self._model, image, logits[0], radius[0], self._subject.claim)
         return ImageWork(
             index=index,
             name=sample.name,
@@ -134,11 +142,35 @@ class Bench:
             labels=sample.labels,
             logits=logits[0],
             scene=scene,
-            probe=Probe(self._model, image, logits[0], radius[0], self._subject.claim),
+            probe=probe,
             pixels=choose_pixels(settings.pixels, scene.radius, eligible, settings.seed, index),
             regions=regions,
             attacked=torch.zeros_like(eligible),
+            crops=self._crops(scene, probe),
         )
+
+    def _crops(self, scene: Scene, probe: Probe) -> Crops | None:
+        """Crops for attacks on pixels, None where they save too little or are not what the whole image shows."""
+        image, settings = probe.image, self._settings
+        height, width = image.shape[1:]
+        aimed = any(stage.objective == "pixel" for stage in settings.plan.stages)
+        if not settings.crops or not aimed or height * width < SMALLEST_IMAGE:
+            return None
+        size = (len(image), height, width)
+        if size not in self._fields:
+            self._fields[size] = measure_field(self._model, image)
+        field = self._fields[size]
+        chosen = None if field is None else windows(field, height, width)
+        if chosen is None:
+            return None
+        # What rounding does to logits here, with room for other points and other batches.
+        rounding = (scene.deployed.double() - scene.reference).abs().flatten(1).amax(dim=1)
+        tolerance = 16.0 * rounding + 1e-5 * scene.reference.abs().flatten(1).amax(dim=1)
+        usual = scene.radius[(scene.radius > 0) & scene.radius.isfinite()]
+        scale = float(usual.median()) if len(usual) else 0.1
+        seed = seed_of(settings.seed, scene.index, "crops")
+        same = agrees(self._model, image, probe.logits, chosen, tolerance=tolerance, scale=scale, seed=seed)
+        return Crops(probe, chosen, tolerance) if same else None
 
     def _odd(self, work: ImageWork) -> Iterator[Warned]:
         """What a user may not expect of this image."""
@@ -156,18 +188,36 @@ class Bench:
     ) -> Iterator[Event]:
         units = list(attacker.units(work))
         yield ImageStarted(work.index, work.name, len(work.pixels), len(units))
-        group, worst = None, 0.0
-        for done, unit in enumerate(units, start=1):
-            if unit.group is not group:
-                yield from examiner.harvest(work, attacker)
-                group = unit.group
-                work.probe.aim(group[:, 0], group[:, 1])
-            attacker.run(work, unit)
-            slots = work.probe.evidence.slots
-            if len(slots.rows):
-                radius = work.scene.radius.to(slots.distance.device)[slots.rows, slots.columns]
-                worst = max(worst, float((radius / slots.distance).max()))
-            yield Advanced(work.index, unit.stage.attack, done, len(units), worst)
-            reason = stop()
-            if reason is not None:
-                raise StopEarly(reason)
+        done, begun, group, worst = 0, 0, None, 0.0
+        while True:
+            for unit in units[done:]:
+                if unit.group is not group:
+                    if not attacker.confirm(work):
+                        break
+                    yield from examiner.harvest(work, attacker)
+                    begun += 0 if group is None else len(group)
+                    group = unit.group
+                    attacker.aim(work, group)
+                attacker.run(work, unit)
+                done += 1
+                worst = max(worst, self._worst(work))
+                yield Advanced(work.index, unit.stage.attack, done, len(units), worst)
+                reason = stop()
+                if reason is not None:
+                    raise StopEarly(reason)
+            if attacker.confirm(work):
+                return
+            # Crops did not show what the whole image does: this group and those after it are attacked on whole images.
+            yield Warned("AC116", f"crops of image {work.name} do not show the logits of the whole image: not used")
+            work.crops = None
+            units = units[:done] + list(attacker.pixel_units(work, attacker.groups(work, work.pixels[begun:])))
+            group = None
+            attacker.aim(work, work.pixels[:0])
+
+    def _worst(self, work: ImageWork) -> float:
+        """The largest radius / distance of the pixels aimed at."""
+        slots = work.probe.evidence.slots
+        if not len(slots.rows):
+            return 0.0
+        radius = work.scene.radius.to(slots.distance.device)[slots.rows, slots.columns]
+        return float((radius / slots.distance).max())

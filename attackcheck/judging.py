@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attackcheck.attacking import Attacker, ImageWork, Unit
+from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.attacks import registry
-from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim, LipschitzClaim
 from attackcheck.counterexample import Counterexample, save_counterexample
 from attackcheck.errors import InputError
@@ -57,7 +56,9 @@ class Examiner:
         slots = work.probe.evidence.slots
         pixels = torch.stack([slots.rows.cpu(), slots.columns.cpu()], dim=1)
         aimed = work.attacked[pixels[:, 0], pixels[:, 1]]
-        if bool(aimed.any()):
+        if not attacker.confirm(work):
+            work.attacked[pixels[:, 0], pixels[:, 1]] = False
+        elif bool(aimed.any()):
             yield from self._judge_pixels(work, slots, pixels, aimed)
             yield from self._ask_certifier(work, slots)
             self._add_pixels(work, attacker, slots, pixels, aimed)
@@ -71,12 +72,10 @@ class Examiner:
         """
         pixels = self._unjudged(work)[:OVERTAKEN]
         if len(pixels):
-            work.probe.aim(pixels[:, 0], pixels[:, 1])
-            kept = work.probe.evidence.witnesses[Kind.PIXEL]
-            with work.probe.attributed("linearised"), torch.no_grad():
-                work.probe(kept.point[kept.ratio > 0])
-            for part in torch.split(pixels, attacker.rows(work)):
-                attacker.run(work, Unit(Stage("linearised"), None, pixels, pixels=part))
+            attacker.aim_again(work, pixels)
+            if not attacker.confirm(work):
+                work.crops = None
+                attacker.aim_again(work, pixels)
             yield from self._judge_pixels(work, work.probe.evidence.slots, pixels, torch.ones(len(pixels)) > 0)
         missed = len(self._unjudged(work))
         if missed:
@@ -144,7 +143,7 @@ class Examiner:
         worst_first = torch.where(inside, radius / slots.distance.cpu(), 0.0).argsort(descending=True)
         for i in worst_first[: int(inside.sum())].tolist():
             row, column = int(pixels[i, 0]), int(pixels[i, 1])
-            judgement = self._judge.pixel(work.scene, slots.point[i], row, column)
+            judgement = self._judge.pixel(work.scene, work.probe.closest(i), row, column)
             if judgement.verdict is not Verdict.HELD:
                 work.verdicts[row, column] = judgement.verdict
             yield from self._find(work, judgement, int(slots.attack[i]))
@@ -181,7 +180,7 @@ class Examiner:
         found: list[tuple[float, Tensor, int]] = []
         for i in reached:
             row, column = int(slots.rows[i]), int(slots.columns[i])
-            delta = slots.point[i] - work.image
+            delta = work.probe.closest(i) - work.image
             beyond = torch.stack([work.image + delta * factor for factor in (1.0, 1.25, 1.5, 2.0)])
             with torch.no_grad():
                 logits = self._model(beyond)
@@ -261,12 +260,17 @@ class Examiner:
         flipped = slots.distance.isfinite().nonzero()[:, 0]
         own = work.scene.predicted.to(flipped.device)[slots.rows, slots.columns]
         for part in torch.split(flipped, rows):
-            images = work.image.expand(len(part), *work.image.shape).clone().requires_grad_(True)
-            logits = self._model(images)
+            at_row, at_column = slots.rows[part], slots.columns[part]
+            if work.crops is None:
+                images = work.image.expand(len(part), *work.image.shape).clone()
+            else:
+                images = work.crops.cut(at_row, at_column)
+                at_row, at_column = work.crops.windows.inside(at_row, at_column)
+            logits = self._model(images.requires_grad_(True))
             if not logits.requires_grad:
                 return slack
             row = torch.arange(len(part), device=logits.device)
-            at = logits[row, :, slots.rows[part], slots.columns[part]]  # (P, K)
+            at = logits[row, :, at_row, at_column]  # (P, K)
             margin = at.gather(1, own[part][:, None]) - at.gather(1, slots.target[part][:, None])
             gradient = torch.autograd.grad(margin.sum(), images)[0].flatten(1)
             slack[part.cpu()] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).cpu() * self._claim.slope

@@ -19,8 +19,20 @@ import torch
 from torch import Tensor
 
 from attackcheck.claims import Claim
+from attackcheck.receptive import Windows
 
-__all__ = ["Cost", "Evidence", "Kind", "Probe", "Slots", "Witnesses"]
+__all__ = [
+    "SCALES",
+    "Cost",
+    "Evidence",
+    "Kind",
+    "Probe",
+    "Slots",
+    "Witnesses",
+    "at_least_float32",
+    "row_norms",
+    "worst_by_decade",
+]
 
 
 class Kind(Enum):
@@ -65,10 +77,13 @@ class Slots:
     rows: Tensor  # (M,)
     columns: Tensor  # (M,)
     distance: Tensor  # (M,) float64, inf while not flipped
-    point: Tensor  # (M, C, H, W)
+    point: Tensor  # (M, C, H, W), or the crops (M, C, h, w) of ``windows``; meaningless while not flipped
     target: Tensor  # (M,) class there, -1
     attack: Tensor  # (M,) index into the attacks, -1
     per_attack: list[Tensor]  # of (M,), smallest distance by attack
+    windows: Windows | None = None  # where points are crops
+    logits: Tensor | None = None  # (M, K) of each slot's pixel at its point, where points are crops
+    confirmed: bool | None = None  # whether the whole image showed what crops did; None: not asked since the last one
 
 
 @dataclass
@@ -102,7 +117,7 @@ class Probe:
         radius: Tensor,
         claim: Claim,
     ) -> None:
-        logits = _at_least_float32(logits)
+        logits = at_least_float32(logits)
         self._model = model
         self._image = image
         self._logits = logits
@@ -115,7 +130,7 @@ class Probe:
 
         def nobody() -> Witnesses:
             zeros = torch.zeros(SCALES, dtype=torch.float64, device=device)
-            point = image.expand(SCALES, *image.shape).clone()
+            point = image.new_empty(SCALES, *image.shape)  # memory is taken by what is written only
             return Witnesses(zeros, point, torch.full((SCALES,), -1, dtype=torch.int64, device=device))
 
         none = torch.zeros(0, dtype=torch.int64, device=device)
@@ -126,10 +141,50 @@ class Probe:
             witnesses={kind: nobody() for kind in Kind},
         )
 
-    def aim(self, rows: Tensor, columns: Tensor) -> None:
-        """Keep the closest points of these pixels ``(M,)`` from now on; those of earlier ones are dropped."""
+    @property
+    def image(self) -> Tensor:
+        """The clean image ``(C, H, W)``."""
+        return self._image
+
+    @property
+    def logits(self) -> Tensor:
+        """Its logits ``(K, H, W)``."""
+        return self._logits
+
+    @property
+    def radius(self) -> Tensor:
+        """The certified radii there, ``(H, W)`` in the precision of the logits."""
+        return self._radius_here
+
+    @property
+    def claim(self) -> Claim:
+        """What is claimed."""
+        return self._claim
+
+    @property
+    def current(self) -> int:
+        """Index of the attack that points are credited to, -1 for none."""
+        return self._current
+
+    def aim(self, rows: Tensor, columns: Tensor, windows: Windows | None = None) -> None:
+        """Keep the closest points of these pixels ``(M,)`` from now on; those of earlier ones are dropped.
+
+        With ``windows`` points are kept as crops, and only those that a crop probe hands in.
+        """
         device = self._image.device
-        self.evidence.slots = _empty(self._image, rows.to(device), columns.to(device), len(self.evidence.attacks))
+        self.evidence.slots = _empty(
+            self._image, rows.to(device), columns.to(device), len(self.evidence.attacks), windows
+        )
+        if windows is not None:
+            self.evidence.slots.logits = self._logits.new_zeros(len(rows), len(self._logits))
+
+    def closest(self, slot: int) -> Tensor:
+        """The closest point ``(C, H, W)`` of a slot, as a whole image."""
+        slots = self.evidence.slots
+        if slots.windows is None:
+            return slots.point[slot]
+        here = slice(slot, slot + 1)
+        return slots.windows.pasted(self._image, slots.rows[here], slots.columns[here], slots.point[here])
 
     @contextmanager
     def attributed(self, attack: str) -> Iterator[Cost]:
@@ -150,20 +205,25 @@ class Probe:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits ``(B, K, H, W)``, differentiable in the images; the points are recorded on the way."""
         images = images.to(self._image.dtype)
+        logits = self.counted(images)
+        with torch.no_grad():
+            self._record(images.detach(), at_least_float32(logits.detach()))
+        return logits
+
+    def counted(self, images: Tensor) -> Tensor:
+        """The model's logits, whose cost is noted and nothing else; crops may be given."""
         logits = self._model(images)
         if self._current >= 0:
             cost = self.evidence.costs[self._current]
             cost.forward += images.shape[0]
             if logits.requires_grad:
                 logits.register_hook(_count(cost, images.shape[0]))  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self._record(images.detach(), _at_least_float32(logits.detach()))
         return logits
 
     def _record(self, images: Tensor, logits: Tensor) -> None:
         # On a CPU this must stay far below the cost of a forward pass: argmax over classes alone would exceed it.
         seen = self.evidence
-        distance = _row_norms(images - self._image)  # (B,)
+        distance = row_norms(images - self._image)  # (B,)
         usable = distance.isfinite() & (distance > 0)
         distance = torch.where(usable, distance, math.inf)
         own = logits.gather(1, self._clean.expand(len(logits), 1, *self._clean.shape)).squeeze(1)
@@ -173,7 +233,7 @@ class Probe:
         closer = nearest < seen.flip_distance
         seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
         seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
-        if len(seen.slots.rows):
+        if len(seen.slots.rows) and seen.slots.windows is None:
             self._record_slots(images, distance, flipped, logits)
         radius = torch.where(flipped, self._radius_here, 0.0).flatten(1).amax(dim=1)
         self._keep(Kind.PIXEL, radius / distance, distance, images)
@@ -210,10 +270,7 @@ class Probe:
 
     def _keep(self, kind: Kind, ratio: Tensor, distance: Tensor, images: Tensor) -> None:
         witnesses = self.evidence.witnesses[kind]
-        scale = (distance.log10().floor() + 6).clamp(0, SCALES - 1)  # (B,)
-        places = torch.arange(SCALES, device=distance.device)
-        ratio = torch.where(ratio.isnan() | distance.isinf(), 0.0, ratio.double())
-        largest, row = torch.where(scale[:, None] == places, ratio[:, None], 0.0).max(dim=0)  # (SCALES,)
+        largest, row = worst_by_decade(ratio, distance)
         worse = largest > witnesses.ratio
         witnesses.ratio = torch.where(worse, largest, witnesses.ratio)
         witnesses.attack = torch.where(worse, self._current, witnesses.attack)
@@ -223,26 +280,36 @@ class Probe:
             witnesses.point = torch.where(worse[:, None, None, None], images[row], witnesses.point)
 
 
-def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int) -> Slots:
+def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int, windows: Windows | None = None) -> Slots:
     pixels, device = len(rows), image.device
+    size = image.shape[1:] if windows is None else (windows.height, windows.width)
     infinite = torch.full((pixels,), math.inf, dtype=torch.float64, device=device)
     nobody = torch.full((pixels,), -1, dtype=torch.int64, device=device)
     return Slots(
         rows=rows,
         columns=columns,
         distance=infinite,
-        point=image.expand(pixels, *image.shape).clone(),
+        point=image.new_empty(pixels, image.shape[0], *size),
         target=nobody,
         attack=nobody.clone(),
         per_attack=[infinite.clone() for _ in range(attacks)],
+        windows=windows,
     )
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def worst_by_decade(ratio: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest ratio ``(SCALES,)`` float64 among the rows ``(B,)`` of each decade of distance, and their indices."""
+    scale = (distance.log10().floor() + 6).clamp(0, SCALES - 1)  # (B,)
+    places = torch.arange(SCALES, device=distance.device)
+    ratio = torch.where(ratio.isnan() | distance.isinf(), 0.0, ratio.double())
+    return torch.where(scale[:, None] == places, ratio[:, None], 0.0).max(dim=0)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
-def _row_norms(x: Tensor) -> Tensor:
+def row_norms(x: Tensor) -> Tensor:
     """L2 norm of each row in float64: short sums in the data's own precision, long ones in float64."""
     # Much faster on a CPU than vector_norm over a dimension of a few hundred numbers.
     return x.square().sum(dim=3).flatten(1).sum(dim=1, dtype=torch.float64).sqrt()

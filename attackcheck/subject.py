@@ -81,6 +81,7 @@ class Settings:
         box: keep perturbed images in this range; None lets them leave it, as L2 certificates permit.
         counterexamples: folder for counterexamples, None to save none.
         device: where the model runs.
+        crops: attack pixels on crops where their receptive field is small enough.
         workers: images examined side by side, each on a copy of the model; 1 where it cannot be copied or on a GPU.
         audit: look at the weights first.
     """
@@ -98,5 +99,6 @@ class Settings:
     box: tuple[float, float] | None = None
     counterexamples: Path | None = None
     device: str = "cpu"
+    crops: bool = True
     workers: int = 1
     audit: bool = True

@@ -95,6 +95,7 @@ def verify(
     budget: float | None = None,
     batch: int | None = None,
     device: str = "cpu",
+    crops: bool = True,
     workers: int = 1,
     audit: bool = True,
     counterexamples: str | Path | None = None,
@@ -120,6 +121,7 @@ def verify(
         budget: stop after so many seconds.
         batch: rows per attack call.
         device: where the model runs.
+        crops: attack pixels on crops where the receptive field is small enough; False: on whole images.
         workers: images examined side by side on a CPU, each on a copy of the model.
         audit: first see what the weights of a module prove of a Lipschitz or class-pair claim.
         counterexamples: folder for counterexamples; None saves none.
@@ -146,6 +148,7 @@ def verify(
         box=box,
         counterexamples=None if counterexamples is None else Path(counterexamples),
         device=device,
+        crops=crops,
         workers=workers,
         audit=audit,
     )

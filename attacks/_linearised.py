@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._newton import Outlook, outlook
 from ._refine import Track, shoot, shrink
-from ._rows import Box, Generators, Model, across, clip, dot, gaussian, lengths, loss_and_gradient, polar
+from ._rows import Box, Generators, Model, across, clip, dot, gaussian, lengths, loss_and_gradient, of_rows, polar
 from .objectives import Objective
 
 __all__ = ["linearised"]
@@ -59,8 +59,9 @@ def linearised(
     margin = view.objective.by_margin().rows(index)
     wide = images[index]  # (R*B, C, H, W)
     guess, start = view.distance[:count].flatten(), view.loss[:count].flatten()
+    repeated = of_rows(model, index)
     track = shoot(
-        model,
+        repeated,
         wide,
         view.direction[:count].flatten(0, 1),
         guess * 1.001,
@@ -71,7 +72,7 @@ def linearised(
         box=box,
     )
     if iterations:
-        direction, distance, track = _turn(model, wide, margin, track, iterations, box)
+        direction, distance, track = _turn(repeated, wide, margin, track, iterations, box)
     else:
         direction, distance = track.direction, torch.where(track.success, track.distance, torch.inf)
     length = torch.where(track.success, lengths(track.points - wide), torch.inf)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, polar
+from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, polar
 
 __all__ = ["lipschitz_ascent"]
 
@@ -34,7 +34,7 @@ def lipschitz_ascent(
     with torch.no_grad():
         clean = model(images).detach()
     index = torch.arange(batch, device=images.device).repeat_interleave(count)  # radii of an image side by side
-    wide, reference = images[index], clean[index]
+    wide, reference, repeated = images[index], clean[index], of_rows(model, index)
     radius = images.new_tensor(list(radii)).repeat(batch)
     way, _ = polar(gaussian(images, generator)[index])
     previous = torch.zeros_like(way)
@@ -43,7 +43,7 @@ def lipschitz_ascent(
         delta = clip(wide + across(radius, wide) * way, box) - wide
         with torch.enable_grad():
             point = (wide + delta).requires_grad_()
-            change = model(point) - reference
+            change = repeated(point) - reference
             (gradient,) = torch.autograd.grad((change.double().square().flatten(1).sum(1) / 2).sum(), point)
         realised = (point.detach() - wide).double()
         ratio = (change.detach().double().flatten(1).norm(dim=1) / lengths(realised).clamp_min(1e-30)).to(radius)

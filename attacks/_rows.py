@@ -11,11 +11,33 @@ from attackcheck.errors import InputError
 
 from .objectives import Goal
 
-__all__ = ["Box", "Generators", "Model", "across", "clip", "dot", "gaussian", "lengths", "loss_and_gradient", "polar"]
+__all__ = [
+    "Box",
+    "Generators",
+    "Model",
+    "across",
+    "clip",
+    "dot",
+    "gaussian",
+    "lengths",
+    "loss_and_gradient",
+    "of_rows",
+    "polar",
+]
 
 Model = Callable[[Tensor], Tensor]
 Box = tuple[float, float] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def of_rows(model: Model, index: Tensor) -> Model:
+    """The model for calls whose rows are the rows `index` of the attack, as `objective.rows(index)` is the objective.
+
+    A model that tells rows apart (one whose rows are crops of different places) has a method `for_rows`; others are
+    returned as they are.
+    """
+    rows: Callable[[Tensor], Model] | None = getattr(model, "for_rows", None)
+    return model if rows is None else rows(index)
 
 
 def across(values: Tensor, like: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from attackcheck.errors import InputError
 
 from ._newton import outlook
-from ._rows import Box, Generators, Model, gaussian
+from ._rows import Box, Generators, Model, gaussian, of_rows
 from .objectives import Objective, PixelFlip
 from .views import PixelView
 
@@ -140,7 +140,8 @@ def each_row(
     for i in range(images.shape[0]):
         index = torch.tensor([i])
         image = images[i : i + 1].detach()
-        first = outlook(model, image, objective.rows(index), 3, gaussian(image, None))
+        own = of_rows(model, index)
+        first = outlook(own, image, objective.rows(index), 3, gaussian(image, None))
         bound = first.objective
         if not isinstance(bound, PixelFlip):
             raise TypeError(f"bind changed the kind of the objective to {type(bound).__name__}")
@@ -151,7 +152,7 @@ def each_row(
         # far enough that no step of a reasonable attack makes a logit negative
         shift = float(4 * (z.max() - z.min()) - z.min()) if positive else 0.0
         view = _Watch(
-            model,
+            own,
             int(bound.pixel_rows[0]),
             int(bound.pixel_cols[0]),
             box=(low, high),
