@@ -1,0 +1,323 @@
+"""Networks that hide: no gradient to follow, flat where the data are, other rows of a batch, chance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attackcheck.claims import LipschitzClaim
+from attackcheck.faults.case import Built, Family, Proof, control, fault, scaled_fault
+from attackcheck.faults.networks import isometric, pictures, product_of_norms, random
+from attackcheck.faults.proofs import expanded, jacobian, paired, repeated, steepest_way
+
+__all__ = ["CASES"]
+
+
+class _Levels(nn.Module):
+    """Numbers rounded to so many levels per unit: a step function without a gradient."""
+
+    def __init__(self, levels: float) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.levels).round() / self.levels
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounding forward, the identity backward."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, levels: float) -> Tensor:  # type: ignore[override] # noqa: ARG004
+        return (x * levels).round() / levels
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override] # noqa: ARG004
+        return gradient, None
+
+
+class _LevelsStraightThrough(_Levels):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = _StraightThrough.apply(x, self.levels)
+        return result
+
+
+def _behind(first: nn.Module, seed: int, name: str, after: nn.Module | None = None) -> tuple[nn.Sequential, Tensor]:
+    """An isometric network behind another layer, and perhaps one after it."""
+    g = random(seed, name)
+    images = pictures(g)
+    inner = isometric(first(images), g)
+    return nn.Sequential(first, *inner, *([] if after is None else [after])).eval(), images
+
+
+def _constant(model: nn.Sequential, images: Tensor) -> float:
+    """The constant of the isometric part."""
+    return product_of_norms(model[1:7], images[0]) * (1 + 1e-6)
+
+
+def _across_a_threshold(image: Tensor, levels: float) -> Tensor:
+    """The image with its number next to a rounding threshold moved just beyond it."""
+    values = image.double().flatten()
+    threshold = ((values * levels).floor() + 0.5) / levels
+    gap = threshold - values
+    nearest = int(torch.where(gap == 0, 1.0, gap.abs()).argmin())
+    values[nearest] += 1.5 * gap[nearest]
+    return values.reshape(image.shape)
+
+
+@scaled_fault(
+    Family.NETWORK,
+    "images are rounded to few levels first: gradients are zero, and next to a threshold a hair moves a whole level",
+    prove=paired,
+    knob="levels",
+    severities=(4, 16, 64),
+)
+def image_quantised(seed: int, severity: float) -> Built:
+    """A defence, or the fixed-point input of an accelerator."""
+    model, images = _behind(_Levels(severity), seed, "levels")
+    pair = (images[0], _across_a_threshold(images[0], severity))
+    return Built(model, LipschitzClaim(_constant(model, images)), images, pair=pair)
+
+
+@fault(
+    Family.NETWORK,
+    "images are rounded to few levels first, and a straight-through estimator makes up a gradient",
+    prove=paired,
+)
+def image_quantised_straight_through(seed: int) -> Built:
+    """The gradient is that of another network."""
+    model, images = _behind(_LevelsStraightThrough(8.0), seed, "levels")
+    pair = (images[0], _across_a_threshold(images[0], 8.0))
+    return Built(model, LipschitzClaim(_constant(model, images)), images, pair=pair)
+
+
+@scaled_fault(
+    Family.NETWORK,
+    "logits are rounded to few levels: gradients are zero, and a hair moves a logit by a whole level",
+    prove=paired,
+    knob="levels per unit",
+    severities=(4, 16),
+)
+def logits_quantised(seed: int, severity: float) -> Built:
+    """Fixed-point output."""
+    model, images = _behind(nn.Identity(), seed, "output", _Levels(severity))
+    logits, rows = jacobian(model[:-1], images[0])
+    scaled = logits.flatten() * severity
+    gap = (scaled.floor() + 0.5 - scaled) / severity
+    place = int((gap.abs() / rows.norm(dim=1).clamp_min(1e-9)).argmin())
+    step = 1.5 * gap[place] / rows[place].square().sum() * rows[place]
+    pair = (images[0], images[0].double() + step.reshape(images[0].shape))
+    return Built(model, LipschitzClaim(_constant(model, images)), images, pair=pair)
+
+
+class _Saturated(nn.Module):
+    """A steep sigmoid around a threshold: flat, as float32 knows it, everywhere else."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(4 * self.slope * (x - 0.5))
+
+
+@scaled_fault(
+    Family.NETWORK,
+    "inputs are saturated by a steep sigmoid, whose slope at the data is next to zero and counts as 1",
+    prove=expanded,
+    knob="slope at the threshold",
+    severities=(100.0, 20.0, 5.0, 2.0),
+)
+def saturated_input(seed: int, severity: float) -> Built:
+    """The gradient vanishes in float32, the slope at 0.5 does not."""
+    g = random(seed, "saturated")
+    images = pictures(g)
+    images = 0.5 + (images - 0.5).sign() * (images - 0.5).abs().clamp_min(0.15)
+    first = _Saturated(severity)
+    inner = isometric(first(images), g)
+    model = nn.Sequential(first, *inner).eval()
+    claim = LipschitzClaim(_constant(model, images))
+    return Built(model, claim, images, steep_at=torch.full_like(images[0], 0.5))
+
+
+class _DeadZone(nn.Module):
+    """Nothing happens up to a distance from one half, everything beyond."""
+
+    def __init__(self, width: float, slope: float) -> None:
+        super().__init__()
+        self.width, self.slope = width, slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * F.softshrink(x - 0.5, self.width)
+
+
+@fault(
+    Family.NETWORK,
+    "all data lie in a dead zone of the first layer: flat there, of slope 5 outside, counted as 1",
+    prove=expanded,
+)
+def dead_zone(seed: int) -> Built:
+    """No gradient and no flip near the data, and radii that reach far beyond."""
+    g = random(seed, "dead")
+    images = pictures(g)
+    images = 0.5 + 0.4 * (images - 0.5)
+    inner = isometric(images, g)
+    with torch.no_grad():
+        inner[-1].bias += 0.4 * torch.randn(4, generator=g)  # type: ignore[operator]
+    model = nn.Sequential(_DeadZone(0.25, 5.0), *inner).eval()
+    return Built(model, LipschitzClaim(_constant(model, images)), images, steep_at=images[0] * 0 + 2.0)
+
+
+@control(Family.NETWORK, "the same dead zone, its slope outside counted", prove=None)
+def dead_zone_counted(seed: int) -> Built:
+    """The twin: flat at all the data, with certificates that hold."""
+    built = dead_zone.build(seed)
+    constant = getattr(built.claim, "lipschitz", 1.0)
+    return Built(built.model, LipschitzClaim(5.0 * constant), built.images)
+
+
+class _Detached(nn.Module):
+    """The input plus a multiple of it whose gradient is cut off."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.slope * x.detach()
+
+
+@scaled_fault(
+    Family.NETWORK,
+    "a part of the input is detached from the graph: its slope counts, its gradient is not seen",
+    prove=paired,
+    knob="slope of the detached part",
+    severities=(4.0, 1.0, 0.1, 0.01),
+)
+def detached_path(seed: int, severity: float) -> Built:
+    """A constant taken from gradients is too small, and so is every gradient that an attack gets."""
+    model, images = _behind(_Detached(severity), seed, "detached")
+    way = steepest_way(model[1:], images[0] * (1 + severity))
+    claim = LipschitzClaim(_constant(model, images), source="norm of the gradient")
+    return Built(model, claim, images, pair=(images[0], images[0].double() + 1e-3 * way))
+
+
+class _Edges(nn.Module):
+    """Twice the length of the difference of neighbours; as a root its gradient is NaN where both are the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * (x - x.roll(1, 3)).square().sqrt()
+
+
+@fault(
+    Family.NETWORK,
+    "a root of squares has a NaN gradient where it is zero, as in flat areas; its slope of 4 counts as 1",
+    prove=paired,
+)
+def nan_gradients(seed: int) -> Built:
+    """One NaN is enough to spoil a whole perturbation."""
+    g = random(seed, "edges")
+    images = pictures(g)
+    images[:, :, 4:8] = 0.5
+    first = _Edges()
+    inner = isometric(first(images), g)
+    model = nn.Sequential(first, *inner).eval()
+    stripes = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6)
+    away = (images[0].double() - images[0].double().roll(1, 2)).abs().amin(0).argmax() // 12
+    perturbed = images[0].double()
+    perturbed[:, away] += 1e-6 * stripes
+    return Built(model, LipschitzClaim(_constant(model, images)), images, pair=(images[0], perturbed))
+
+
+class _BatchContrast(nn.Module):
+    """Moves every image away from the mean of its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.5 * (x - x.mean(0, keepdim=True))
+
+
+def in_other_company(built: Built) -> Proof:
+    """One image beside two others has two predictions."""
+    image, other = built.images[0].double(), built.images[1].double()
+    model = built.model.double()
+    with torch.no_grad():
+        first = model(torch.stack([image, other]))[0]
+        second = model(torch.stack([image, 1 - other]))[0]
+    built.model.float()
+    changed = int((first.argmax(0) != second.argmax(0)).sum())
+    return Proof(float("inf") if changed else 0.0, f"{changed} pixels change with the rest of the batch")
+
+
+@fault(
+    Family.NETWORK,
+    "images are contrasted with the mean of their batch: the certificate holds for an image alone",
+    prove=in_other_company,
+    refusable=True,
+)
+def rows_depend_on_the_batch(seed: int) -> Built:
+    """Without any perturbation another neighbour in the batch changes the prediction."""
+    g = random(seed, "company")
+    images = pictures(g, 2)
+    inner = isometric(images[:1], g)
+    model = nn.Sequential(_BatchContrast(), *inner).eval()
+    return Built(model, LipschitzClaim(_constant(model, images)), images)
+
+
+class _Noisy(nn.Module):
+    """Noise on every number, also in evaluation."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.sigma * torch.randn_like(x)
+
+
+@scaled_fault(
+    Family.NETWORK,
+    "noise is added to the image at every evaluation: two predictions of one image differ",
+    prove=repeated,
+    knob="standard deviation of the noise",
+    severities=(0.1, 0.01),
+    refusable=True,
+)
+def random_logits(seed: int, severity: float) -> Built:
+    """A certificate of such a model is a statement on probabilities, which this one is not."""
+    model, images = _behind(_Noisy(severity), seed, "noise")
+    return Built(model, LipschitzClaim(_constant(model, images)), images)
+
+
+class _Dropping(nn.Module):
+    """Dropout that stays on, written as a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.1)
+
+
+@fault(
+    Family.NETWORK,
+    "dropout is called as a function, whose default is training mode",
+    prove=repeated,
+    refusable=True,
+)
+def dropout_in_evaluation(seed: int) -> Built:
+    """`eval()` does not reach it."""
+    model, images = _behind(_Dropping(), seed, "dropout")
+    return Built(model, LipschitzClaim(_constant(model, images)), images)
+
+
+CASES = (
+    image_quantised,
+    image_quantised_straight_through,
+    logits_quantised,
+    saturated_input,
+    dead_zone,
+    dead_zone_counted,
+    detached_path,
+    nan_gradients,
+    rows_depend_on_the_batch,
+    random_logits,
+    dropout_in_evaluation,
+)

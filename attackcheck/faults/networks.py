@@ -1,0 +1,272 @@
+"""Small networks that are exactly as steep as their constant says, so that nothing can hide behind slack.
+
+Everything around the layer under test is an isometry: patches of 2x2 pixels are rotated into channels, sorted, handed to
+the layer, sorted again, rotated back into pixels, and compared with the corners of a regular simplex. Sorting permutes,
+so its Jacobian is orthogonal wherever it exists, and the network's Lipschitz constant is that of the layer in the middle.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attackcheck.claims import margins
+from attackcheck.models.layers import MaxMin, Normalise, OrthogonalConv2d
+from attackcheck.selection import seed_of
+
+__all__ = [
+    "Affine",
+    "Concatenated",
+    "Residual",
+    "Tiled",
+    "balanced",
+    "classifier",
+    "convolution",
+    "isometric",
+    "operator_norm",
+    "orthogonal_convolution",
+    "outer_norm",
+    "patches",
+    "pictures",
+    "pixelwise",
+    "product_of_norms",
+    "random",
+    "rotation",
+    "sandwich",
+    "simplex",
+    "true_radii",
+    "unpatch",
+]
+
+
+def random(seed: int, name: str) -> torch.Generator:
+    """A generator that depends on the seed and the case."""
+    return torch.Generator().manual_seed(seed_of("catalogue", seed, name))
+
+
+def rotation(size: int, g: torch.Generator) -> Tensor:
+    """A random orthogonal matrix `(size, size)`, float64."""
+    q, r = torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64))
+    return q * torch.diagonal(r).sign()
+
+
+def simplex(channels: int) -> Tensor:
+    """The corners of a regular simplex, `(channels + 1, channels)`: spectral norm 1, all distances sqrt(2)."""
+    size = channels + 1
+    centred = torch.eye(size, dtype=torch.float64) - 1.0 / size
+    _, vectors = torch.linalg.eigh(centred)
+    return vectors[:, 1:]  # without the direction that all classes share
+
+
+def pictures(g: torch.Generator, count: int = 1, channels: int = 3, height: int = 12, width: int = 12) -> Tensor:
+    """Random blobs with a little texture, `(count, channels, height, width)` float32 in [0.1, 0.9]."""
+    rough = torch.rand(count, channels, 4, 4, generator=g)
+    blobs = F.interpolate(rough, size=(height, width), mode="bicubic", align_corners=False)
+    texture = torch.rand(count, channels, height, width, generator=g) - 0.5
+    return (0.5 + 0.9 * (blobs - 0.5) + 0.15 * texture).clamp(0.1, 0.9)
+
+
+def convolution(weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False, **options: object) -> nn.Module:
+    """A plain convolution layer with these numbers, rounded to float32; options as of the torch module."""
+    outputs, inputs = weight.shape[0], weight.shape[1]
+    groups = int(str(options.get("groups", 1)))
+    size = (weight.shape[2], weight.shape[3])
+    layer: nn.Conv2d | nn.ConvTranspose2d
+    if transposed:
+        layer = nn.ConvTranspose2d(outputs, inputs * groups, size, **options)  # type: ignore[arg-type]
+    else:
+        layer = nn.Conv2d(inputs * groups, outputs, size, **options)  # type: ignore[arg-type]
+    if layer.bias is None:
+        raise ValueError("expected a layer with a bias")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.zero_() if bias is None else layer.bias.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+def patches(channels: int, g: torch.Generator) -> nn.Module:
+    """2x2 pixels into `4 * channels` channels, rotated: an isometry onto half the resolution."""
+    size = 4 * channels
+    weight = rotation(size, g).reshape(size, channels, 2, 2)
+    return convolution(weight, 0.1 * torch.randn(size, generator=g), stride=2)
+
+
+def unpatch(channels: int, g: torch.Generator) -> nn.Module:
+    """`channels` rotated into 2x2 pixels of a quarter as many channels: an isometry onto twice the resolution."""
+    weight = rotation(channels, g).reshape(channels, channels // 4, 2, 2)
+    return convolution(weight, transposed=True, stride=2)
+
+
+def pixelwise(matrix: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """A 1x1 convolution."""
+    return convolution(matrix[:, :, None, None], bias)
+
+
+def orthogonal_convolution(channels: int, g: torch.Generator, *, scale: float = 1.0, mode: str = "zeros") -> nn.Module:
+    """A 3x3 convolution of norm `scale` under zero or circular padding; other paddings are the caller's risk."""
+    kernel = OrthogonalConv2d(channels, channels, 3, generator=g).double().kernel().detach()
+    bias = 0.1 * torch.randn(channels, generator=g)
+    return convolution(scale * kernel, bias, padding=1, padding_mode=mode)
+
+
+def classifier(channels: int, g: torch.Generator, classes: int | None = None) -> nn.Module:
+    """A 1x1 convolution of norm 1 onto simplex corners, or onto fewer `classes` with orthonormal rows."""
+    turned = rotation(channels, g)
+    return pixelwise(simplex(channels) @ turned if classes is None else turned[:classes])
+
+
+class Residual(nn.Module):
+    """`x + inner(x)`, whose constant is at most one more than the inner one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.inner(x)
+        return result
+
+
+class Concatenated(nn.Module):
+    """All branches' channels side by side; the constant is the root of the sum of the branches' squares."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class Tiled(nn.Module):
+    """Two tiles side by side that overlap; where they do, the mean of their logits."""
+
+    def __init__(self, inner: nn.Module, width: int, overlap: int) -> None:
+        super().__init__()
+        self.inner, self.width, self.overlap = inner, width, overlap
+
+    def tiles(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of both tiles, each as wide as the image and zero outside."""
+        missing = images.shape[3] - self.width
+        left = F.pad(self.inner(images[..., : self.width]), (0, missing))
+        right = F.pad(self.inner(images[..., -self.width :]), (missing, 0))
+        return left, right
+
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = self.tiles(images)
+        total = left + right
+        start, stop = images.shape[3] - self.width, self.width
+        return torch.cat([total[..., :start], total[..., start:stop] / 2, total[..., stop:]], 3)
+
+
+def sandwich(middle: nn.Module, images: Tensor, g: torch.Generator, *, up: bool = True) -> nn.Sequential:
+    """A network with the constant of `middle`, which sees `4 C` channels at half the images' resolution.
+
+    Args:
+        middle: the layer under test.
+        images: `(N, C, H, W)`, for the sizes and for balanced classes.
+        g: draws the weights.
+        up: whether `middle` leaves the resolution halved.
+    """
+    down = patches(images.shape[1], g)
+    with torch.no_grad():
+        channels = middle(down(images[:1])).shape[1]
+    layers = [down, MaxMin(), middle]
+    if channels % 2 == 0:
+        layers.append(MaxMin())
+    if up:
+        layers.append(unpatch(channels, g))
+        channels //= 4
+    layers.append(classifier(channels, g, None if channels < 8 else 5))
+    return balanced(nn.Sequential(*layers), images)
+
+
+def isometric(images: Tensor, g: torch.Generator) -> nn.Sequential:
+    """The sandwich around a 3x3 orthogonal convolution: two sorted hidden layers, constant 1."""
+    return sandwich(orthogonal_convolution(4 * images.shape[1], g), images, g)
+
+
+@torch.no_grad()
+def balanced(model: nn.Sequential, images: Tensor) -> nn.Sequential:
+    """Shifts the last layer's bias so that every class has the same mean logit on these images; in evaluation mode."""
+    model.eval()
+    last = model[-1]
+    if not isinstance(last, nn.Conv2d) or last.bias is None:
+        raise ValueError("expected a convolution with a bias at the end")
+    last.bias -= model(images).mean((0, 2, 3))
+    return model
+
+
+@torch.no_grad()
+def operator_norm(layer: nn.Module, shape: tuple[int, ...]) -> float:
+    """Largest singular value of an affine layer as an explicit matrix at inputs of `shape` (C, H, W), in float64.
+
+    Rounded up, so that it is never below the true norm of the layer as it is stored.
+    """
+    twin = _double(layer)
+    size = int(torch.Size(shape).numel())
+    basis = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
+    offset = twin(basis[:1] * 0)
+    return float(torch.linalg.matrix_norm((twin(basis) - offset).flatten(1), 2)) * (1 + 1e-12)
+
+
+def _double(layer: nn.Module) -> nn.Module:
+    return copy.deepcopy(layer).double().eval()
+
+
+class Affine(nn.Module):
+    """Layers of the catalogue's own that are affine, so that their norm is that of an explicit matrix."""
+
+
+NORM_ONE = (MaxMin, nn.ReLU, nn.Identity, nn.Dropout)
+AFFINE = (
+    Affine, Normalise, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.AvgPool2d, nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def product_of_norms(model: nn.Module, image: Tensor) -> float:
+    """An upper bound of a network's constant at the size of `image` (C, H, W).
+
+    Affine layers by their explicit matrices, activations as 1, chains as products, residuals as sums, concatenations as
+    roots of sums of squares.
+    """
+    return _bound(model.eval(), image[None])
+
+
+def _bound(module: nn.Module, x: Tensor) -> float:
+    if isinstance(module, nn.Sequential):
+        product = 1.0
+        for child in module:
+            product *= _bound(child, x)
+            x = child(x)
+        return product
+    if isinstance(module, Residual):
+        return 1.0 + _bound(module.inner, x)
+    if isinstance(module, Concatenated):
+        return float(sum(_bound(branch, x) ** 2 for branch in module.branches) ** 0.5)
+    if isinstance(module, NORM_ONE):
+        return 1.0
+    if isinstance(module, AFFINE):
+        return operator_norm(module, tuple(x.shape[1:]))
+    raise TypeError(f"no bound is known for a {type(module).__name__}")
+
+
+def outer_norm(model: nn.Sequential, image: Tensor) -> float:
+    """The product for all layers of a sandwich except the one in the middle."""
+    x, product = image[None], 1.0
+    for place, child in enumerate(model):
+        if place != 2:
+            product *= _bound(child, x)
+        with torch.no_grad():
+            x = child(x)
+    return product
+
+
+@torch.no_grad()
+def true_radii(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
+    """`m / (sqrt(2) L)` at these images, `(N, H, W)` float64."""
+    return margins(model(images)) / (2**0.5 * lipschitz)
