@@ -1,7 +1,7 @@
 """The catalogue of planted faults: small certificates that are wrong in one known way, and sound ones that tempt.
 
-A family is one file with a tuple `CASES`; :data:`CATALOGUE` puts them together. What a case is stands in `case.py`, how it
-is proved in `proofs.py`, how the checker is measured against it in `selftest.py`.
+A family is one file with a tuple `CASES`; :data:`CATALOGUE` puts them together. What a case is stands in `case.py`,
+how it is proved in `proofs.py`, how the checker is measured against it in `selftest.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from attackcheck.claims import LipschitzClaim
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
 from attackcheck.faults.certifiers import SQRT2, certified, logits_of, margin_over, margin_over_runner_up, stored
-from attackcheck.faults.networks import balanced, isometric, pictures, product_of_norms, random, true_radii
+from attackcheck.faults.networks import (
+    balanced,
+    isometric,
+    last_layer,
+    pictures,
+    product_of_norms,
+    random,
+    rescale,
+    true_radii,
+)
 from attackcheck.faults.proofs import bounded, expanded, flipped, within_rows
 
 __all__ = ["CASES"]
@@ -20,9 +29,7 @@ def _network(seed: int, scale: float = 1.0) -> tuple[nn.Sequential, Tensor, floa
     g = random(seed, "arithmetic")
     images = pictures(g)
     model = isometric(images, g)
-    with torch.no_grad():
-        model[-1].weight *= scale  # type: ignore[operator]
-        model[-1].bias *= scale  # type: ignore[operator]
+    rescale(model, scale)
     return model, images, product_of_norms(model, images[0])
 
 
@@ -103,15 +110,14 @@ def margins_overflow(seed: int) -> Built:
 def nan_taken_for_infinity(seed: int) -> Built:
     """`min` passes NaN on; somebody replaced it so that plots work."""
     model, images, _ = _network(seed)
-    with torch.no_grad():
-        rows, bias = model[-1].weight, model[-1].bias
-        rows[1], bias[1] = rows[0], bias[0]  # type: ignore[index,operator]
+    rows, bias = last_layer(model)
+    rows[1], bias[1] = rows[0], bias[0]
     balanced(model, images)
     lipschitz = product_of_norms(model[:-1], images[0])
 
     def by_pairs(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
         logits = logits_of(model, images)
-        spread = torch.cdist(rows.flatten(1).double(), rows.flatten(1).double())  # type: ignore[operator]
+        spread = torch.cdist(rows.flatten(1).double(), rows.flatten(1).double())
         best, predicted = logits.max(1, keepdim=True)
         allowed = spread[predicted[:, 0]].movedim(-1, 1)
         radius = ((best - logits) / (lipschitz * allowed)).scatter(1, predicted, torch.inf)

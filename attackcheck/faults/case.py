@@ -8,6 +8,7 @@ from enum import Enum
 
 from torch import Tensor, nn
 
+from attackcheck.attacks.plans import Plan
 from attackcheck.claims import Claim
 
 __all__ = ["Built", "Case", "Family", "Proof", "control", "fault", "scaled_fault"]
@@ -95,7 +96,7 @@ class Case:
     severities: tuple[float, ...] = (1.0,)
     knob: str = ""
     refusable: bool = False
-    plan: str = "standard"
+    plan: str | Plan = "standard"
     pixels: int = 16
 
     def build(self, seed: int, severity: float | None = None) -> Built:
@@ -109,9 +110,7 @@ def fault(
     """Turns a builder `seed -> Built` into an unsound case without a knob."""
 
     def enter(make: Callable[[int], Built]) -> Case:
-        return Case(
-            _name(make), family, sentence, False, lambda seed, _: make(seed), prove, refusable=refusable
-        )
+        return Case(_name(make), family, sentence, False, lambda seed, _: make(seed), prove, refusable=refusable)
 
     return enter
 
@@ -122,22 +121,18 @@ def scaled_fault(
     """Turns a builder `(seed, severity) -> Built` into an unsound case; `severities` start with the gravest."""
 
     def enter(make: Callable[[int, float], Built]) -> Case:
-        return Case(
-            _name(make), family, sentence, False, make, prove, tuple(severities), knob, refusable=refusable
-        )
+        return Case(_name(make), family, sentence, False, make, prove, tuple(severities), knob, refusable=refusable)
 
     return enter
 
 
 def control(
-    family: Family, sentence: str, *, prove: Prove | None = None, plan: str = "standard", pixels: int = 16
+    family: Family, sentence: str, *, prove: Prove | None = None, plan: str | Plan = "standard", pixels: int = 16
 ) -> Callable[[Callable[[int], Built]], Case]:
     """Turns a builder `seed -> Built` into a sound case."""
 
     def enter(make: Callable[[int], Built]) -> Case:
-        return Case(
-            _name(make), family, sentence, True, lambda seed, _: make(seed), prove, plan=plan, pixels=pixels
-        )
+        return Case(_name(make), family, sentence, True, lambda seed, _: make(seed), prove, plan=plan, pixels=pixels)
 
     return enter
 

@@ -12,11 +12,10 @@ from attackcheck.faults.networks import (
     Concatenated,
     Residual,
     balanced,
-    convolution,
     isometric,
+    last_layer,
     orthogonal_convolution,
     outer_norm,
-    patches,
     pictures,
     pixelwise,
     product_of_norms,
@@ -25,7 +24,6 @@ from attackcheck.faults.networks import (
     sandwich,
 )
 from attackcheck.faults.proofs import bounded, expanded, flipped, within_rows
-from attackcheck.models.layers import MaxMin, Normalise
 
 __all__ = ["CASES"]
 
@@ -178,7 +176,7 @@ def hardswish(seed: int) -> Built:
     return _activated(seed, nn.Hardswish(), 1.0)
 
 
-@control(Family.COMPOSITION, "GELU counts as 1.129")
+@control(Family.COMPOSITION, "GELU counts as its largest slope, 1.129")
 def gelu_counted(seed: int) -> Built:
     """The twin."""
     return _activated(seed, nn.GELU(), 1.12906)
@@ -244,7 +242,9 @@ def _tempered(seed: int, temperature: float, constant: float) -> Built:
     images = pictures(g)
     model = isometric(images, g)
     bound = product_of_norms(model, images[0])
-    return Built(nn.Sequential(*model, Scaled(temperature)).eval(), LipschitzClaim(bound * constant * (1 + 1e-6)), images)
+    return Built(
+        nn.Sequential(*model, Scaled(temperature)).eval(), LipschitzClaim(bound * constant * (1 + 1e-6)), images
+    )
 
 
 @scaled_fault(
@@ -284,15 +284,15 @@ def classifier_left_out(seed: int) -> Built:
 def classifier_by_class_pairs(seed: int) -> Built:
     """The twin."""
     model, images = _loose_classifier(seed)
-    rows = model[-1].weight.detach()
-    return Built(model, ClassPairClaim(product_of_norms(model[:-1], images[0]), rows), images)  # type: ignore[arg-type]
+    rows = last_layer(model)[0]
+    return Built(model, ClassPairClaim(product_of_norms(model[:-1], images[0]), rows), images)
 
 
 @fault(Family.COMPOSITION, "class-pair radii use the classifier's rows of an earlier epoch", prove=flipped)
 def classifier_of_another_epoch(seed: int) -> Built:
     """Rows were shorter then."""
     model, images = _loose_classifier(seed)
-    rows = 0.7 * model[-1].weight.detach()  # type: ignore[operator]
+    rows = 0.7 * last_layer(model)[0]
     return Built(model, ClassPairClaim(product_of_norms(model[:-1], images[0]), rows), images)
 
 

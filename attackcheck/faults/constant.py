@@ -40,7 +40,8 @@ def _claimed(middle: nn.Module, constant: float, images: Tensor, g: torch.Genera
 
 
 def _kernel(g: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=g, dtype=torch.float64) / (shape[1] * shape[2] * shape[3]) ** 0.5
+    kernel: Tensor = torch.randn(*shape, generator=g, dtype=torch.float64) / (shape[1] * shape[2] * shape[3]) ** 0.5
+    return kernel
 
 
 def iterated_norm(layer: nn.Module, start: Tensor, steps: int) -> float:
@@ -131,7 +132,7 @@ def sampled_slopes(seed: int, severity: float) -> Built:
 
 @scaled_fault(
     Family.CONSTANT,
-    "an epsilon added to norms in the power iteration is not small beside tiny weights, which are divided by too little",
+    "an epsilon added to norms in the power iteration is not small beside tiny weights: its estimate is too small",
     prove=expanded,
     knob="epsilon over the layer's norm",
     severities=(0.3, 0.1, 0.03, 0.01, 0.003),

@@ -20,12 +20,14 @@ from attackcheck.faults.networks import (
     balanced,
     classifier,
     isometric,
+    last_layer,
     orthogonal_convolution,
     patches,
     pictures,
     pixelwise,
     product_of_norms,
     random,
+    rescale,
     rotation,
     unpatch,
 )
@@ -39,10 +41,8 @@ def _certified(seed: int, certifier: Certifier, *, scale: float = 1.0, offset: f
     g = random(seed, "formula")
     images = pictures(g)
     model = isometric(images, g)
-    with torch.no_grad():
-        model[-1].weight *= scale  # type: ignore[operator]
-        model[-1].bias *= scale  # type: ignore[operator]
-        model[-1].bias[0] += offset  # type: ignore[index,operator]
+    rescale(model, scale)
+    last_layer(model)[1][0] += offset
     return Built(model, certified(certifier, model, product_of_norms(model, images[0])), images)
 
 
@@ -123,7 +123,7 @@ def _unequal_rows(seed: int, over_all: bool) -> Built:
     model[-1] = pixelwise(rows)
     balanced(model, images)
     features = product_of_norms(model[:-1], images[0])
-    pairs = ClassPairClaim(features, model[-1].weight.detach())  # type: ignore[arg-type]
+    pairs = ClassPairClaim(features, last_layer(model)[0])
 
     def pairwise(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
         logits = logits_of(model, images)
@@ -303,7 +303,8 @@ def normalisation_undone_the_wrong_way(seed: int, severity: float) -> Built:
 def joint_distance(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
     """`sqrt(sum m^2 / 2) / L`: what it takes to flip all pixels."""
     radii = margin_over_runner_up(model, images, lipschitz)
-    return radii.flatten(1).norm(dim=1)[:, None, None].expand_as(radii)
+    joint: Tensor = radii.flatten(1).norm(dim=1)[:, None, None].expand_as(radii)
+    return joint
 
 
 @fault(Family.FORMULA, "the distance at which the whole image flips is given to each of its pixels", prove=flipped)

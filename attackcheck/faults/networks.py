@@ -1,8 +1,9 @@
 """Small networks that are exactly as steep as their constant says, so that nothing can hide behind slack.
 
-Everything around the layer under test is an isometry: patches of 2x2 pixels are rotated into channels, sorted, handed to
-the layer, sorted again, rotated back into pixels, and compared with the corners of a regular simplex. Sorting permutes,
-so its Jacobian is orthogonal wherever it exists, and the network's Lipschitz constant is that of the layer in the middle.
+Everything around the layer under test is an isometry: patches of 2x2 pixels are rotated into channels, sorted, handed
+to the layer, sorted again, rotated back into pixels, and compared with the corners of a regular simplex. Sorting
+permutes, so its Jacobian is orthogonal wherever it exists, and the network's constant is that of the layer in the
+middle.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "classifier",
     "convolution",
     "isometric",
+    "last_layer",
     "operator_norm",
     "orthogonal_convolution",
     "outer_norm",
@@ -34,6 +36,7 @@ __all__ = [
     "pixelwise",
     "product_of_norms",
     "random",
+    "rescale",
     "rotation",
     "sandwich",
     "simplex",
@@ -50,15 +53,16 @@ def random(seed: int, name: str) -> torch.Generator:
 def rotation(size: int, g: torch.Generator) -> Tensor:
     """A random orthogonal matrix `(size, size)`, float64."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64))
-    return q * torch.diagonal(r).sign()
+    turned: Tensor = q * torch.diagonal(r).sign()
+    return turned
 
 
 def simplex(channels: int) -> Tensor:
     """The corners of a regular simplex, `(channels + 1, channels)`: spectral norm 1, all distances sqrt(2)."""
     size = channels + 1
     centred = torch.eye(size, dtype=torch.float64) - 1.0 / size
-    _, vectors = torch.linalg.eigh(centred)
-    return vectors[:, 1:]  # without the direction that all classes share
+    corners: Tensor = torch.linalg.eigh(centred)[1][:, 1:]  # without the direction that all classes share
+    return corners
 
 
 def pictures(g: torch.Generator, count: int = 1, channels: int = 3, height: int = 12, width: int = 12) -> Tensor:
@@ -69,7 +73,9 @@ def pictures(g: torch.Generator, count: int = 1, channels: int = 3, height: int 
     return (0.5 + 0.9 * (blobs - 0.5) + 0.15 * texture).clamp(0.1, 0.9)
 
 
-def convolution(weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False, **options: object) -> nn.Module:
+def convolution(
+    weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False, **options: object
+) -> nn.Module:
     """A plain convolution layer with these numbers, rounded to float32; options as of the torch module."""
     outputs, inputs = weight.shape[0], weight.shape[1]
     groups = int(str(options.get("groups", 1)))
@@ -193,10 +199,23 @@ def isometric(images: Tensor, g: torch.Generator) -> nn.Sequential:
 def balanced(model: nn.Sequential, images: Tensor) -> nn.Sequential:
     """Shifts the last layer's bias so that every class has the same mean logit on these images; in evaluation mode."""
     model.eval()
+    _, bias = last_layer(model)
+    bias -= model(images).mean((0, 2, 3))
+    return model
+
+
+def last_layer(model: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the classifier, to be changed in place."""
     last = model[-1]
     if not isinstance(last, nn.Conv2d) or last.bias is None:
         raise ValueError("expected a convolution with a bias at the end")
-    last.bias -= model(images).mean((0, 2, 3))
+    return last.weight.data, last.bias.data
+
+
+def rescale(model: nn.Sequential, scale: float) -> nn.Sequential:
+    """Multiplies all logits, in place."""
+    for part in last_layer(model):
+        part *= scale
     return model
 
 
@@ -204,13 +223,23 @@ def balanced(model: nn.Sequential, images: Tensor) -> nn.Sequential:
 def operator_norm(layer: nn.Module, shape: tuple[int, ...]) -> float:
     """Largest singular value of an affine layer as an explicit matrix at inputs of `shape` (C, H, W), in float64.
 
-    Rounded up, so that it is never below the true norm of the layer as it is stored.
+    Rounded up, so that it is never below the true norm of the layer as it is stored. Convolutions whose windows tile
+    the map are the same small matrix at each window.
     """
     twin = _double(layer)
+    if isinstance(twin, nn.Conv2d | nn.ConvTranspose2d) and _tiles(twin, shape):
+        return float(torch.linalg.matrix_norm(twin.weight.flatten(1), 2)) * (1 + 1e-12)
     size = int(torch.Size(shape).numel())
     basis = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
     offset = twin(basis[:1] * 0)
     return float(torch.linalg.matrix_norm((twin(basis) - offset).flatten(1), 2)) * (1 + 1e-12)
+
+
+def _tiles(layer: nn.Conv2d | nn.ConvTranspose2d, shape: tuple[int, ...]) -> bool:
+    plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.kernel_size == layer.stride
+    fits = all(size % step == 0 for size, step in zip(shape[1:], layer.stride, strict=True))
+    exact = (isinstance(layer, nn.Conv2d) and fits) or isinstance(layer, nn.ConvTranspose2d)
+    return plain and exact and layer.padding == (0, 0) and not any(getattr(layer, "output_padding", ()))
 
 
 def _double(layer: nn.Module) -> nn.Module:

@@ -143,7 +143,9 @@ def _transposed(seed: int, wrong_axis: bool) -> Built:
     images = pictures(g)
     spread = torch.full((CHANNELS,), 0.1, dtype=torch.float64)
     spread[0] = 1.0
-    kernel = (rotation(CHANNELS, g) @ torch.diag(spread) @ rotation(CHANNELS, g)).reshape(CHANNELS, 3, 2, 2)  # (I, O, 2, 2), as torch stores it
+    kernel = (rotation(CHANNELS, g) @ torch.diag(spread) @ rotation(CHANNELS, g)).reshape(
+        CHANNELS, 3, 2, 2
+    )  # (I, O, 2, 2), as torch stores it
     matrix = kernel.transpose(0, 1).flatten(1) if wrong_axis else kernel.flatten(1)
     up = convolution(kernel, transposed=True, stride=2)
     down = convolution(rotation(CHANNELS, g).reshape(CHANNELS, 3, 2, 2), stride=2)

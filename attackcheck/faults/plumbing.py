@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
 from attackcheck.faults.certifiers import certified, margin_over_runner_up, stored
 from attackcheck.faults.networks import (
+    Tiled,
     balanced,
     classifier,
     isometric,
     orthogonal_convolution,
     patches,
-    Tiled,
     pictures,
     product_of_norms,
     random,

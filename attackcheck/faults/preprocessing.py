@@ -55,9 +55,7 @@ def normalisation_inverted(seed: int, severity: float) -> Built:
     return _normalised(seed, _spread(severity), severity)
 
 
-@fault(
-    Family.COMPOSITION, "images are normalised by the pipeline and by the model, and counted once", prove=expanded
-)
+@fault(Family.COMPOSITION, "images are normalised by the pipeline and by the model, and counted once", prove=expanded)
 def normalisation_twice(seed: int) -> Built:
     """Predictions suffer little, the constant much."""
     return _normalised(seed, STD, 1 / min(STD), times=2)

@@ -56,7 +56,7 @@ def expanded(built: Built) -> Proof:
     model = _double(built.model)
     start = (built.images[0] if built.steep_at is None else built.steep_at).double()
     logits, rows = jacobian(built.model, start)
-    ways = []
+    ways: list[tuple[float, int | None, Tensor]] = []
     if claim.scope == "joint":
         ways.append((claim.lipschitz, None, _steepest(rows)))
     blocks = rows.reshape(logits.shape[0], -1, start.numel())  # (K, H * W, C * H * W)
@@ -100,7 +100,10 @@ def flipped(built: Built, candidates: int = 48) -> Proof:
         runner_up = torch.where(gaps > 0, gaps, math.inf).amin(0)
         claimed = radius.flatten() * (1 - rounding / runner_up).clamp_min(0.0)
         ratio = torch.where(claimed > 0, claimed / promise, 0.0)
-        chosen = torch.cat([ratio.argsort(descending=True)[:candidates], promise.argsort()[:candidates]]).unique()
+        worst = torch.zeros_like(ratio, dtype=torch.bool)
+        worst[ratio.argsort(descending=True)[:candidates]] = True
+        worst[promise.argsort()[:candidates]] = True
+        chosen = pixels[worst]
         way = blocks[rival[chosen], chosen] - blocks[predicted[chosen], chosen]  # (M, N)
         distance = _along(model, start, way, chosen, predicted[chosen], promise[chosen])
         ratios = torch.where(distance.isfinite(), claimed[chosen] / distance, 0.0)
@@ -183,7 +186,7 @@ def exactly_affine(built: Built) -> Proof:
 
 @torch.no_grad()
 def within_rows(built: Built) -> Proof:
-    """Radii are at most `min_k m_k / (L ||w_y - w_k||)`, L the product of exact norms up to the last 1x1 convolution."""
+    """Radii are at most `min_k m_k / (L ||w_y - w_k||)`, L the product of exact norms up to the last convolution."""
     model = built.model
     if not isinstance(model, nn.Sequential) or not isinstance(model[-1], nn.Conv2d):
         raise TypeError("expected a chain that ends in a convolution")
@@ -264,7 +267,8 @@ def _steepest(rows: Tensor) -> Tensor:
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
     vector = torch.linalg.eigh(gram)[1][:, -1]
     way = rows.T @ vector if rows.shape[0] <= rows.shape[1] else vector
-    return way / way.norm().clamp_min(1e-300)
+    unit: Tensor = way / way.norm().clamp_min(1e-300)
+    return unit
 
 
 def _radii(built: Built, index: int) -> Tensor:

@@ -16,14 +16,11 @@ from attackcheck.faults.networks import (
     orthogonal_convolution,
     patches,
     pictures,
-    pixelwise,
     product_of_norms,
     random,
-    rotation,
     sandwich,
-    simplex,
 )
-from attackcheck.faults.proofs import expanded, exactly_affine, flipped, jacobian, pixel_bounded, within_radii
+from attackcheck.faults.proofs import exactly_affine, expanded, flipped, jacobian, pixel_bounded, within_radii
 from attackcheck.models.exact import affine_conv
 from attackcheck.models.layers import MaxMin
 
@@ -42,7 +39,7 @@ def _upsampled(seed: int, upsampling: nn.Module, constant: float, scope: str) ->
 
 @fault(
     Family.SCOPE,
-    "after a final nearest upsampling every pixel keeps the constant, the whole map does not: sets share no such budget",
+    "after a final nearest upsampling every pixel keeps the constant, the map does not: sets share no such budget",
     prove=expanded,
 )
 def pixel_constant_for_sets(seed: int) -> Built:

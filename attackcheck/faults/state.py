@@ -79,7 +79,7 @@ def constant_before_fine_tuning(seed: int, severity: float) -> Built:
     layer = orthogonal_convolution(CHANNELS, g)
     with torch.no_grad():
         for weight in layer.parameters():
-            weight += severity * torch.randn(weight.shape, generator=g)
+            weight.add_(severity * torch.randn(weight.shape, generator=g))
     return _claimed(layer, 1.0, images, g, "orthogonal by construction")
 
 

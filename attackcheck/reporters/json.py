@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from attackcheck.errors import InputError
 from attackcheck.events import Event, RunFinished
@@ -30,9 +32,12 @@ class JsonReporter:
 
     def __call__(self, event: Event) -> None:
         """Wait for the last event, then write."""
-        if not isinstance(event, RunFinished):
-            return
-        text = json.dumps(event.report.to_dict(), indent=2, allow_nan=False) + "\n"
+        if isinstance(event, RunFinished):
+            self.write(event.report.to_dict())
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Write one object now."""
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         if self._path is None:
             sys.stdout.write(text)
             return
