@@ -10,14 +10,19 @@ from attackcheck.faults import (
     arithmetic,
     composition,
     constant,
+    evaluation,
+    factors,
     formula,
     network,
     orthogonal,
     plumbing,
     preprocessing,
+    rivals,
     scope,
     sound,
     state,
+    unfinished,
+    wrapped,
 )
 from attackcheck.faults.case import Built, Case, Family, Proof
 
@@ -26,13 +31,18 @@ __all__ = ["CATALOGUE", "Built", "Case", "Family", "Proof"]
 CATALOGUE: tuple[Case, ...] = (
     *constant.CASES,
     *orthogonal.CASES,
+    *unfinished.CASES,
     *composition.CASES,
+    *factors.CASES,
     *preprocessing.CASES,
     *state.CASES,
     *formula.CASES,
+    *rivals.CASES,
     *plumbing.CASES,
     *scope.CASES,
     *arithmetic.CASES,
     *network.CASES,
+    *evaluation.CASES,
     *sound.CASES,
+    *wrapped.CASES,
 )

@@ -10,31 +10,16 @@ from torch import Tensor, nn
 from attackcheck.claims import LipschitzClaim
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
 from attackcheck.faults.certifiers import SQRT2, certified, logits_of, margin_over, margin_over_runner_up, stored
-from attackcheck.faults.networks import (
-    balanced,
-    isometric,
-    last_layer,
-    pictures,
-    product_of_norms,
-    random,
-    rescale,
-    true_radii,
-)
+from attackcheck.faults.networks import balanced, last_layer, true_radii
+from attackcheck.faults.norms import product_of_norms
 from attackcheck.faults.proofs import bounded, expanded, flipped, within_rows
+from attackcheck.faults.subjects import network
 
 __all__ = ["CASES"]
 
 
-def _network(seed: int, scale: float = 1.0) -> tuple[nn.Sequential, Tensor, float]:
-    g = random(seed, "arithmetic")
-    images = pictures(g)
-    model = isometric(images, g)
-    rescale(model, scale)
-    return model, images, product_of_norms(model, images[0])
-
-
 def _stored(seed: int, bits: int, up: bool) -> Built:
-    model, images, lipschitz = _network(seed)
+    model, images, lipschitz = network(seed, "arithmetic")
     radii = true_radii(model, images, lipschitz)
     step = radii.max() / (2**bits - 1)
     levels = (radii / step).ceil() if up else (radii / step).floor()
@@ -62,7 +47,7 @@ def radii_rounded_down(seed: int) -> Built:
 @fault(Family.ARITHMETIC, "radii are stored as 8-bit floating-point numbers, to nearest", prove=flipped)
 def radii_in_eight_bit_floats(seed: int) -> Built:
     """Three bits of mantissa: up to 1/16 too large."""
-    model, images, lipschitz = _network(seed)
+    model, images, lipschitz = network(seed, "arithmetic")
     radii = true_radii(model, images, lipschitz)
     coarse = radii.float().to(torch.float8_e4m3fn).double()
     return Built(model, stored(coarse, "stored as float8"), images)
@@ -77,7 +62,7 @@ def radii_in_eight_bit_floats(seed: int) -> Built:
 )
 def constant_cut_off(seed: int, severity: float) -> Built:
     """Rounded down it is no bound any more."""
-    model, images, lipschitz = _network(seed, 1.5678)
+    model, images, lipschitz = network(seed, "arithmetic", 1.5678)
     digits = 10.0 ** int(severity)
     return Built(model, LipschitzClaim(math.floor(lipschitz * digits) / digits, source="configuration file"), images)
 
@@ -85,7 +70,7 @@ def constant_cut_off(seed: int, severity: float) -> Built:
 @control(Family.ARITHMETIC, "the constant is rounded up to two decimals", prove=bounded)
 def constant_rounded_up(seed: int) -> Built:
     """The twin."""
-    model, images, lipschitz = _network(seed, 1.5678)
+    model, images, lipschitz = network(seed, "arithmetic", 1.5678)
     return Built(model, LipschitzClaim(math.ceil(lipschitz * 100) / 100, source="configuration file"), images)
 
 
@@ -93,7 +78,7 @@ def constant_rounded_up(seed: int) -> Built:
        prove=flipped)  # fmt: skip
 def margins_overflow(seed: int) -> Built:
     """The rest of the network ran in float32."""
-    model, images, lipschitz = _network(seed, 4e5)
+    model, images, lipschitz = network(seed, "arithmetic", 4e5)
 
     def in_half_precision(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
         half = logits_of(model, images).to(torch.float16).double()
@@ -109,7 +94,7 @@ def margins_overflow(seed: int) -> Built:
 )
 def nan_taken_for_infinity(seed: int) -> Built:
     """`min` passes NaN on; somebody replaced it so that plots work."""
-    model, images, _ = _network(seed)
+    model, images, _ = network(seed, "arithmetic")
     rows, bias = last_layer(model)
     rows[1], bias[1] = rows[0], bias[0]
     balanced(model, images)
@@ -133,7 +118,7 @@ def nan_taken_for_infinity(seed: int) -> Built:
 )
 def saturated_probabilities(seed: int) -> Built:
     """What is left is the epsilon under the logarithm."""
-    model, images, lipschitz = _network(seed, 100.0)
+    model, images, lipschitz = network(seed, "arithmetic", 100.0)
 
     def from_probabilities(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
         shares = logits_of(model, images).float().softmax(1)
@@ -147,7 +132,7 @@ def saturated_probabilities(seed: int) -> Built:
 @control(Family.ARITHMETIC, "margins of large logits, in float64", prove=within_rows)
 def margins_of_large_logits(seed: int) -> Built:
     """The twin of the three before."""
-    model, images, lipschitz = _network(seed, 4e5)
+    model, images, lipschitz = network(seed, "arithmetic", 4e5)
     return Built(model, certified(margin_over_runner_up, model, lipschitz), images)
 
 
@@ -158,7 +143,7 @@ def margins_of_large_logits(seed: int) -> Built:
 )
 def radii_of_the_unrounded_weights(seed: int) -> Built:
     """Pixels with small margins are nearer to their boundary than before, or beyond it."""
-    model, images, lipschitz = _network(seed)
+    model, images, lipschitz = network(seed, "arithmetic")
     radii = true_radii(model, images, lipschitz)
     with torch.no_grad():
         for weight in model.parameters():

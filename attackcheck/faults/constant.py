@@ -11,32 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attackcheck.claims import LipschitzClaim
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
-from attackcheck.faults.networks import (
-    convolution,
-    operator_norm,
-    outer_norm,
-    pictures,
-    pixelwise,
-    random,
-    rotation,
-    sandwich,
-)
+from attackcheck.faults.networks import convolution, pictures, pixelwise, random, rotation
+from attackcheck.faults.norms import operator_norm
 from attackcheck.faults.proofs import bounded, expanded
+from attackcheck.faults.subjects import CHANNELS, SHAPE, claimed
 
 __all__ = ["CASES"]
-
-CHANNELS, SIZE = 12, 6
-"""What the layer in the middle of a sandwich sees of a 3x12x12 image."""
-
-SHAPE = (CHANNELS, SIZE, SIZE)
-
-
-def _claimed(middle: nn.Module, constant: float, images: Tensor, g: torch.Generator, source: str) -> Built:
-    """A sandwich around `middle`, its constant claimed to be `constant`."""
-    model = sandwich(middle, images, g)
-    return Built(model, LipschitzClaim(outer_norm(model, images[0]) * constant, source=source), images)
 
 
 def _kernel(g: torch.Generator, *shape: int) -> Tensor:
@@ -72,7 +53,7 @@ def power_iteration_stopped_early(seed: int, severity: float) -> Built:
     images = pictures(g)
     layer = convolution(_kernel(g, CHANNELS, CHANNELS, 3, 3), padding=1)
     constant = iterated_norm(layer, torch.randn(1, *SHAPE, generator=g), int(severity))
-    return _claimed(layer, constant, images, g, "power iteration")
+    return claimed(layer, constant, images, g, "power iteration")
 
 
 @fault(
@@ -87,7 +68,7 @@ def power_iteration_from_a_bad_start(seed: int) -> Built:
     kernel = _kernel(g, CHANNELS, CHANNELS, 3, 3)
     kernel -= 0.9 * kernel.mean((2, 3), keepdim=True)
     layer = convolution(kernel, padding=1, padding_mode="circular")
-    return _claimed(layer, iterated_norm(layer, torch.ones(1, *SHAPE), 5), images, g, "power iteration")
+    return claimed(layer, iterated_norm(layer, torch.ones(1, *SHAPE), 5), images, g, "power iteration")
 
 
 @fault(
@@ -99,7 +80,7 @@ def reshaped_kernel(seed: int) -> Built:
     images = pictures(g)
     kernel = _kernel(g, CHANNELS, CHANNELS, 3, 3)
     constant = float(torch.linalg.matrix_norm(kernel.flatten(1), 2))
-    return _claimed(convolution(kernel, padding=1), constant, images, g, "norm of the reshaped kernel")
+    return claimed(convolution(kernel, padding=1), constant, images, g, "norm of the reshaped kernel")
 
 
 @control(Family.CONSTANT, "the convolution's norm from its explicit matrix at the actual size", prove=bounded)
@@ -108,7 +89,7 @@ def explicit_matrix(seed: int) -> Built:
     g = random(seed, "reshaped")
     images = pictures(g)
     layer = convolution(_kernel(g, CHANNELS, CHANNELS, 3, 3), padding=1)
-    return _claimed(layer, operator_norm(layer, SHAPE), images, g, "explicit matrix")
+    return claimed(layer, operator_norm(layer, SHAPE), images, g, "explicit matrix")
 
 
 @scaled_fault(
@@ -127,7 +108,7 @@ def sampled_slopes(seed: int, severity: float) -> Built:
     with torch.no_grad():
         moved = layer(steps) - layer(torch.zeros_like(steps))
     quotients = moved.flatten(1).norm(dim=1) / steps.flatten(1).norm(dim=1)
-    return _claimed(layer, float(quotients.max()), images, g, f"largest of {len(steps)} slopes")
+    return claimed(layer, float(quotients.max()), images, g, f"largest of {len(steps)} slopes")
 
 
 @scaled_fault(
@@ -150,7 +131,7 @@ def epsilon_beside_tiny_weights(seed: int, severity: float) -> Built:
         u = u / (u.norm() + eps)
         v = weight.T @ u
     estimate = float(u @ weight @ (v / (v.norm() + eps)))
-    return _claimed(pixelwise(weight / estimate), 1.0, images, g, "spectral normalisation")
+    return claimed(pixelwise(weight / estimate), 1.0, images, g, "spectral normalisation")
 
 
 @scaled_fault(
@@ -170,7 +151,7 @@ def coarse_frequency_grid(seed: int, severity: float) -> Built:
     symbol = torch.fft.fft2(kernel, s=(int(severity),) * 2)
     constant = float(torch.linalg.matrix_norm(symbol.permute(2, 3, 0, 1), 2).max())
     layer = convolution(kernel, padding=1, padding_mode="circular")
-    return _claimed(layer, constant, images, g, "Fourier symbol on a grid")
+    return claimed(layer, constant, images, g, "Fourier symbol on a grid")
 
 
 @control(Family.CONSTANT, "under circular padding the symbol on as many frequencies as there are pixels", prove=bounded)
@@ -179,10 +160,10 @@ def frequency_grid_of_the_map(seed: int) -> Built:
     g = random(seed, "grid")
     images = pictures(g)
     kernel = _kernel(g, CHANNELS, CHANNELS, 3, 3)
-    symbol = torch.fft.fft2(kernel, s=(SIZE, SIZE))
+    symbol = torch.fft.fft2(kernel, s=SHAPE[1:])
     constant = float(torch.linalg.matrix_norm(symbol.permute(2, 3, 0, 1), 2).max()) * (1 + 1e-6)
     layer = convolution(kernel, padding=1, padding_mode="circular")
-    return _claimed(layer, constant, images, g, "Fourier symbol")
+    return claimed(layer, constant, images, g, "Fourier symbol")
 
 
 @scaled_fault(
@@ -209,10 +190,10 @@ def _grouped(seed: int, combine: Callable[[list[float]], float], severity: float
     kernels = []
     for scale in (1.0, severity, severity):
         kernel = _kernel(g, 4, 4, 3, 3)
-        kernels.append(scale * kernel / operator_norm(convolution(kernel, padding=1), (4, SIZE, SIZE)))
-    norms = [operator_norm(convolution(kernel, padding=1), (4, SIZE, SIZE)) for kernel in kernels]
+        kernels.append(scale * kernel / operator_norm(convolution(kernel, padding=1), (4, SHAPE[1], SHAPE[2])))
+    norms = [operator_norm(convolution(kernel, padding=1), (4, SHAPE[1], SHAPE[2])) for kernel in kernels]
     layer = convolution(torch.cat(kernels), groups=3, padding=1)
-    return _claimed(layer, combine(norms), images, g, "norms of the groups")
+    return claimed(layer, combine(norms), images, g, "norms of the groups")
 
 
 @fault(
@@ -236,7 +217,7 @@ def _oblong(seed: int, factor: Callable[[int, int], float]) -> Built:
     images = pictures(g)
     kernel = _kernel(g, CHANNELS, CHANNELS, 1, 5)
     constant = float(torch.linalg.matrix_norm(kernel.flatten(1), 2)) * factor(1, 5)
-    return _claimed(convolution(kernel, padding=(0, 2)), constant, images, g, "reshaped kernel times its size")
+    return claimed(convolution(kernel, padding=(0, 2)), constant, images, g, "reshaped kernel times its size")
 
 
 @scaled_fault(
@@ -253,7 +234,7 @@ def unit_rows(seed: int, severity: float) -> Built:
     weight = rotation(CHANNELS, g) + severity * torch.randn(CHANNELS, generator=g, dtype=torch.float64)
     weight += 0.02 * torch.randn(CHANNELS, CHANNELS, generator=g, dtype=torch.float64)
     weight = weight / weight.norm(dim=1, keepdim=True)
-    return _claimed(pixelwise(weight), 1.0, images, g, "unit rows")
+    return claimed(pixelwise(weight), 1.0, images, g, "unit rows")
 
 
 @control(Family.CONSTANT, "the Frobenius norm is never below the spectral norm", prove=bounded)
@@ -262,7 +243,7 @@ def frobenius_norm(seed: int) -> Built:
     g = random(seed, "rows")
     images = pictures(g)
     weight = torch.randn(CHANNELS, CHANNELS, generator=g, dtype=torch.float64)
-    return _claimed(pixelwise(weight), float(weight.norm()), images, g, "Frobenius norm")
+    return claimed(pixelwise(weight), float(weight.norm()), images, g, "Frobenius norm")
 
 
 CASES = (

@@ -16,10 +16,10 @@ from attackcheck.faults.networks import (
     orthogonal_convolution,
     patches,
     pictures,
-    product_of_norms,
     random,
     true_radii,
 )
+from attackcheck.faults.norms import product_of_norms
 from attackcheck.faults.proofs import flipped, within_radii, within_rows
 from attackcheck.models.layers import MaxMin
 

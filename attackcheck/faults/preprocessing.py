@@ -6,7 +6,8 @@ from torch import nn
 
 from attackcheck.claims import LipschitzClaim
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
-from attackcheck.faults.networks import isometric, pictures, product_of_norms, random
+from attackcheck.faults.networks import isometric, pictures, random
+from attackcheck.faults.norms import product_of_norms
 from attackcheck.faults.proofs import bounded, expanded
 from attackcheck.models.layers import Normalise
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attackcheck.claims import ClassPairClaim, LipschitzClaim, RadiusClaim, margins
 from attackcheck.faults.case import Built, Proof
-from attackcheck.faults.networks import Tiled, product_of_norms
+from attackcheck.faults.networks import Tiled
+from attackcheck.faults.norms import product_of_norms
 
 __all__ = [
     "bounded",

@@ -16,10 +16,10 @@ from attackcheck.faults.networks import (
     orthogonal_convolution,
     patches,
     pictures,
-    product_of_norms,
     random,
     sandwich,
 )
+from attackcheck.faults.norms import product_of_norms
 from attackcheck.faults.proofs import exactly_affine, expanded, flipped, jacobian, pixel_bounded, within_radii
 from attackcheck.models.exact import affine_conv
 from attackcheck.models.layers import MaxMin

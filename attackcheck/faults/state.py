@@ -7,27 +7,12 @@ from torch import Tensor, nn
 
 from attackcheck.claims import LipschitzClaim
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
-from attackcheck.faults.networks import (
-    convolution,
-    isometric,
-    operator_norm,
-    orthogonal_convolution,
-    outer_norm,
-    pictures,
-    product_of_norms,
-    random,
-    sandwich,
-)
+from attackcheck.faults.networks import convolution, isometric, orthogonal_convolution, pictures, random
+from attackcheck.faults.norms import operator_norm, product_of_norms
 from attackcheck.faults.proofs import bounded, expanded, paired
+from attackcheck.faults.subjects import CHANNELS, SHAPE, claimed
 
 __all__ = ["CASES"]
-
-CHANNELS, SIZE = 12, 6
-
-
-def _claimed(middle: nn.Module, constant: float, images: Tensor, g: torch.Generator, source: str) -> Built:
-    model = sandwich(middle, images, g)
-    return Built(model, LipschitzClaim(outer_norm(model, images[0]) * constant * (1 + 1e-6), source=source), images)
 
 
 def _layer(g: torch.Generator) -> nn.Module:
@@ -38,13 +23,12 @@ def _loaded(seed: int, severity: float, measure_first: bool) -> Built:
     g = random(seed, "loaded")
     images = pictures(g)
     layer, trained = _layer(g), _layer(g)
-    shape = (CHANNELS, SIZE, SIZE)
-    before = operator_norm(layer, shape)
+    before = operator_norm(layer, SHAPE)
     state = trained.state_dict()
-    state["weight"] = state["weight"] * (severity * before / operator_norm(trained, shape))
+    state["weight"] = state["weight"] * (severity * before / operator_norm(trained, SHAPE))
     layer.load_state_dict(state)
-    constant = before if measure_first else operator_norm(layer, shape)
-    return _claimed(layer, constant, images, g, "explicit matrix")
+    constant = before if measure_first else operator_norm(layer, SHAPE)
+    return claimed(layer, constant, images, g, "explicit matrix")
 
 
 @scaled_fault(
@@ -80,7 +64,7 @@ def constant_before_fine_tuning(seed: int, severity: float) -> Built:
     with torch.no_grad():
         for weight in layer.parameters():
             weight.add_(severity * torch.randn(weight.shape, generator=g))
-    return _claimed(layer, 1.0, images, g, "orthogonal by construction")
+    return claimed(layer, 1.0, images, g, "orthogonal by construction")
 
 
 @scaled_fault(
@@ -99,7 +83,7 @@ def weights_quantised_afterwards(seed: int, severity: float) -> Built:
         for weight in layer.parameters():
             step = weight.abs().max() / (2 ** (int(severity) - 1) - 1)
             weight.copy_((weight / step).round() * step)
-    return _claimed(layer, 1.0, images, g, "orthogonal by construction")
+    return claimed(layer, 1.0, images, g, "orthogonal by construction")
 
 
 @scaled_fault(
@@ -115,7 +99,7 @@ def constant_of_another_size(seed: int, severity: float) -> Built:
     images = pictures(g)
     layer = _layer(g)
     small = int(severity)
-    return _claimed(layer, operator_norm(layer, (CHANNELS, small, small)), images, g, "explicit matrix, cached")
+    return claimed(layer, operator_norm(layer, (CHANNELS, small, small)), images, g, "explicit matrix, cached")
 
 
 class _BatchNorm(nn.BatchNorm2d):
@@ -138,7 +122,7 @@ def training_mode(seed: int) -> Built:
     """The constant is that of the stored statistics."""
     g = random(seed, "mode")
     images = pictures(g)
-    built = _claimed(_BatchNorm(), 0.5, images, g, "stored statistics")
+    built = claimed(_BatchNorm(), 0.5, images, g, "stored statistics")
     built.model.train()
     return built
 
@@ -148,7 +132,7 @@ def evaluation_mode(seed: int) -> Built:
     """The twin."""
     g = random(seed, "mode")
     images = pictures(g)
-    return _claimed(_BatchNorm(), 0.5, images, g, "stored statistics")
+    return claimed(_BatchNorm(), 0.5, images, g, "stored statistics")
 
 
 class _Adapting(nn.Module):

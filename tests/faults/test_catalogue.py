@@ -13,13 +13,12 @@ from attackcheck.faults import CATALOGUE, Case, Family
 from attackcheck.faults.networks import (
     convolution,
     isometric,
-    operator_norm,
     patches,
     pictures,
-    product_of_norms,
     random,
     unpatch,
 )
+from attackcheck.faults.norms import operator_norm, product_of_norms
 from attackcheck.faults.proofs import expanded, flipped, jacobian
 
 UNSOUND = [case for case in CATALOGUE if not case.sound]
