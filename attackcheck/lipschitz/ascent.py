@@ -61,7 +61,7 @@ def best_witness(
     views: list[View] = [_whole]
     while views:
         view = views.pop(0)
-        points = torch.cat([_climb(call, view, part, steps, seed) for part in starts.split(together)])
+        points = torch.cat([_climb(call, view, part, steps, seed) for part in torch.split(starts, together)])
         with torch.no_grad():
             change = call(points) - clean
         distance = (points - starts).double().flatten(1).norm(dim=1).clamp_min(1e-30)

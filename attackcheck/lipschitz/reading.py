@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attackcheck.lipschitz.bound import root
 from attackcheck.lipschitz.bounds import Bound
 from attackcheck.lipschitz.composition import Added, Joined, Parted, Relation, Scaled, Unbounded
 from attackcheck.lipschitz.tracing import Graph, Operation, Value
@@ -206,7 +207,7 @@ class Reading:
             for column, number in self._atoms[part, dim].items():
                 copies = int(np.frombuffer(column, dtype=taken.dtype)[position])
                 if copies:
-                    pieces.append(self.scaled_number(number, _up_root(copies)))
+                    pieces.append(self.scaled_number(number, root(copies).upper))
         return pieces
 
 
@@ -228,11 +229,6 @@ def _inside(
         if isinstance(part, Value) and bool(taken.any()):
             found += _inside(graph, first, part, dim, taken)
     return found
-
-
-def _up_root(count: int) -> float:
-    root = float(np.sqrt(count))
-    return root if root * root == count else float(np.nextafter(root, np.inf))
 
 
 def slices(operation: Operation, source: tuple[int, ...]) -> list[tuple[int, int, Counts]] | None:

@@ -84,10 +84,10 @@ def _jacobian(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("factor", [1.001, 1.02, 1.5, 4.0])
 def test_a_constant_that_is_too_small_is_never_proved(factor: float) -> None:
-    for seed in range(5):
+    for seed in range(2):
         model = affine_conv(seed=seed)
         exact = float(torch.linalg.matrix_norm(_jacobian(model), 2))
-        report = ac.audit(model, ac.LipschitzClaim(exact / factor), SHAPE, steps=60)
+        report = ac.audit(model, ac.LipschitzClaim(exact / factor), SHAPE, steps=40)
         assert report.verdict in (V.REFUTED, V.UNDECIDED)
         if factor >= 1.02:
             assert report.verdict is V.REFUTED
