@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from attackcheck.claims import LipschitzClaim
 from attackcheck.faults.case import Built, Family, control, fault, scaled_fault
-from attackcheck.faults.certifiers import SQRT2, certified, logits_of, margin_over, margin_over_runner_up, stored
+from attackcheck.faults.certifiers import (
+    SQRT2,
+    certified,
+    logits_of,
+    margin_over,
+    margin_over_runner_up,
+    of_images,
+    stored,
+)
 from attackcheck.faults.networks import balanced, last_layer, true_radii
 from attackcheck.faults.norms import product_of_norms
 from attackcheck.faults.proofs import bounded, expanded, flipped, within_rows
@@ -100,7 +108,7 @@ def nan_taken_for_infinity(seed: int) -> Built:
     balanced(model, images)
     lipschitz = product_of_norms(model[:-1], images[0])
 
-    def by_pairs(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
+    def by_pairs(images: Tensor) -> Tensor:
         logits = logits_of(model, images)
         spread = torch.cdist(rows.flatten(1).double(), rows.flatten(1).double())
         best, predicted = logits.max(1, keepdim=True)
@@ -108,7 +116,7 @@ def nan_taken_for_infinity(seed: int) -> Built:
         radius = ((best - logits) / (lipschitz * allowed)).scatter(1, predicted, torch.inf)
         return radius.amin(1).nan_to_num(nan=torch.inf)
 
-    return Built(model, certified(by_pairs, model, lipschitz), images)
+    return Built(model, of_images(by_pairs, "class-pair radii"), images)
 
 
 @fault(

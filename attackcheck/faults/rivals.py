@@ -14,6 +14,7 @@ from attackcheck.faults.certifiers import (
     logits_of,
     margin_over,
     margin_over_runner_up,
+    of_images,
     stored,
 )
 from attackcheck.faults.networks import balanced, isometric, last_layer, pictures, pixelwise, random, rotation
@@ -35,15 +36,15 @@ def _unequal_rows(seed: int, over_all: bool) -> Built:
     features = product_of_norms(model[:-1], images[0])
     pairs = ClassPairClaim(features, last_layer(model)[0])
 
-    def pairwise(model: nn.Module, images: Tensor, lipschitz: float) -> Tensor:
+    def pairwise(images: Tensor) -> Tensor:
         logits = logits_of(model, images)
         if over_all:
             return pairs.radii(images, logits, None)
         top = logits.topk(2, dim=1)
         spread = torch.cdist(rows, rows)[top.indices[:, 0], top.indices[:, 1]]
-        return (top.values[:, 0] - top.values[:, 1]) / (lipschitz * spread)
+        return (top.values[:, 0] - top.values[:, 1]) / (features * spread)
 
-    return Built(model, certified(pairwise, model, features), images)
+    return Built(model, of_images(pairwise, "class-pair radii"), images)
 
 
 @fault(
