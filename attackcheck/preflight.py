@@ -31,6 +31,7 @@ CODES = {
     "AC112": "a counterexample could not be saved",
     "AC114": "a requested region is not in an image",
     "AC115": "labels beyond the classes of the model",
+    "AC120": "crops do not show the logits of the whole image",
     "AC113": "pixels were seen flipped inside their radius and not judged for it",
 }
 
