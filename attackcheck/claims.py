@@ -191,8 +191,9 @@ class LipschitzClaim:
         if error is not None:
             change = change.sign() * (change.abs() - error[:, None, None]).clamp_min(0.0)
         # Squares of numbers below 1e-19 vanish in float32: measured relative to the largest of them.
-        scale = change.abs().amax().clamp_min(torch.finfo(change.dtype).tiny)
-        squares = (change / scale).square().sum(dim=1).flatten(1)  # (B, H * W)
+        least, most = change.aminmax()
+        scale = torch.maximum(most, -least).clamp_min(torch.finfo(change.dtype).tiny)
+        squares = (change * scale.reciprocal()).square_().sum(dim=1).flatten(1)  # (B, H * W)
         ratio = squares.amax(dim=1).double().sqrt() * scale.double() / (self.pixel_constant * distance)
         if self.scope == "joint":
             joint = squares.sum(dim=1, dtype=torch.float64).sqrt() * scale.double()

@@ -133,7 +133,7 @@ class Crops:
 
     def _show_promising(self, slots: Slots, promise: Tensor) -> None:
         best = promise.topk(min(PROMISING, promise.shape[1]), dim=1).indices
-        for i in best.flatten().unique().tolist():
+        for i in sorted(set(best.flatten().tolist())):
             if int(slots.attack[i]) >= 0 and bool(slots.distance[i].isfinite()):
                 self._show(self._probe.closest(i), int(slots.attack[i]))
 

@@ -21,6 +21,7 @@ from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report
+from attackcheck.selection import HOW
 from attackcheck.subject import Images, Settings, Subject
 from attackcheck.tally import Tally
 
@@ -167,9 +168,10 @@ class _Run:
         pixels = self._settings.pixels
         if isinstance(pixels, np.ndarray):
             return f"{len(pixels)} given pixels"
+        how = HOW[self._settings.choose]
         if pixels == "all":
-            return "all certified pixels"
-        return f"{pixels} certified pixels per image, stratified by radius"
+            return "all certified pixels" + (f", {how}" if self._settings.choose == "weakest" else "")
+        return f"{pixels} certified pixels per image, {how}"
 
     def _describe(self) -> dict[str, Any]:
         model, claim = self._subject.model, self._subject.claim.to_dict()

@@ -143,7 +143,15 @@ class Bench:
             logits=logits[0],
             scene=scene,
             probe=probe,
-            pixels=choose_pixels(settings.pixels, scene.radius, eligible, settings.seed, index),
+            pixels=choose_pixels(
+                settings.pixels,
+                scene.radius,
+                eligible,
+                settings.seed,
+                index,
+                how=settings.choose,
+                predicted=scene.predicted,
+            ),
             regions=regions,
             attacked=torch.zeros_like(eligible),
             crops=self._crops(scene, probe),
@@ -208,7 +216,7 @@ class Bench:
             if attacker.confirm(work):
                 return
             # Crops did not show what the whole image does: this group and those after it are attacked on whole images.
-            yield Warned("AC116", f"crops of image {work.name} do not show the logits of the whole image: not used")
+            yield Warned("AC120", f"crops of image {work.name} do not show the logits of the whole image: not used")
             work.crops = None
             units = units[:done] + list(attacker.pixel_units(work, attacker.groups(work, work.pixels[begun:])))
             group = None

@@ -32,6 +32,7 @@ CODES = {
     "AC114": "a requested region is not in an image",
     "AC115": "labels beyond the classes of the model",
     "AC116": "the audit of the weights failed",
+    "AC120": "crops do not show the logits of the whole image",
     "AC113": "pixels were seen flipped inside their radius and not judged for it",
 }
 

@@ -122,7 +122,6 @@ class Probe:
         self._image = image
         self._logits = logits
         self._clean = logits.argmax(dim=0)  # (H, W)
-        self._others = torch.zeros_like(logits).scatter(0, self._clean[None], -math.inf)  # (K, H, W)
         self._radius_here = radius.to(logits.dtype)
         self._claim = claim
         self._current = -1
@@ -227,8 +226,8 @@ class Probe:
         usable = distance.isfinite() & (distance > 0)
         distance = torch.where(usable, distance, math.inf)
         own = logits.gather(1, self._clean.expand(len(logits), 1, *self._clean.shape)).squeeze(1)
-        lead = (logits + self._others).amax(dim=1) - own  # (B, H, W) of the best other class; a tie is no flip
-        flipped = (lead > 0) & lead.isfinite() & usable[:, None, None]
+        lead = logits.amax(dim=1) - own  # (B, H, W), of the best other class where it is above 0; a tie is no flip
+        flipped = (lead > 0) & (lead < math.inf) & usable[:, None, None]
         nearest = torch.where(flipped, distance[:, None, None], math.inf).amin(dim=0)  # (H, W)
         closer = nearest < seen.flip_distance
         seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
@@ -310,9 +309,9 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """L2 norm of each row in float64: short sums in the data's own precision, long ones in float64."""
+    """L2 norm of each row in float64, short sums in the data's own precision, long ones in float64; overwrites x."""
     # Much faster on a CPU than vector_norm over a dimension of a few hundred numbers.
-    return x.square().sum(dim=3).flatten(1).sum(dim=1, dtype=torch.float64).sqrt()
+    return x.square_().sum(dim=3).flatten(1).sum(dim=1, dtype=torch.float64).sqrt()
 
 
 def _count(cost: Cost, rows: int) -> Callable[[Tensor], None]:

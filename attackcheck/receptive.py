@@ -177,8 +177,7 @@ def _with_stride(model: Model, image: Tensor, extent: Field) -> Field | None:
             if bool(((whole[:, :, first : first + BLOCK, first : first + BLOCK] - seen).abs() <= allowed).all()):
                 # a block is a whole number of cells, or else cells may begin up to one stride beyond it
                 more = shift if BLOCK % shift else 0
-                extents = (extent.up, extent.down, extent.left, extent.right)
-                return Field(*(side + more for side in extents), stride=shift)
+                return Field(extent.up + more, extent.down + more, extent.left + more, extent.right + more, shift)
     return None
 
 

@@ -14,10 +14,21 @@ from torch import Tensor
 
 from attackcheck.errors import InputError
 
-__all__ = ["PixelChoice", "choose_pixels", "read_pixels", "seed_of"]
+__all__ = ["HOW", "Choose", "PixelChoice", "choose_pixels", "read_pixels", "seed_of"]
 
 PixelChoice = int | Literal["all"] | np.ndarray[Any, Any]
 """How many pixels per image, all of them, or ``(M, 3)`` integers: image, row, column."""
+
+Choose = Literal["radius", "class", "random", "weakest"]
+"""What a number of pixels is drawn by."""
+
+HOW: dict[Choose, str] = {
+    "radius": "stratified by radius",
+    "class": "by class in turn",
+    "random": "at random",
+    "weakest": "smallest radii first",
+}
+"""The ways to choose, and what reports call them."""
 
 
 def seed_of(*parts: object) -> int:
@@ -25,11 +36,23 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
-def choose_pixels(choice: PixelChoice, radius: Tensor, eligible: Tensor, seed: int, image: int) -> Tensor:
-    """Pixels of one image to attack, in a random order, so that any first few of them are a sample.
+def choose_pixels(
+    choice: PixelChoice,
+    radius: Tensor,
+    eligible: Tensor,
+    seed: int,
+    image: int,
+    *,
+    how: Choose = "radius",
+    predicted: Tensor | None = None,
+) -> Tensor:
+    """Pixels of one image to attack, most wanted first.
 
-    A number draws that many, stratified by radius: eligible pixels are sorted by their certified radius and cut into
-    as many groups as pixels are wanted, and one is drawn from each, so weak and strong certificates are both tried.
+    A number draws that many of the eligible pixels: ``radius`` cuts them into as many groups of equal size as pixels
+    are wanted, by certified radius, and draws one from each, so weak and strong certificates are both tried; ``random``
+    draws from all; ``class`` takes every predicted class in turn, at random within it, so rare ones are tried as well;
+    ``weakest`` takes the smallest radii. Pixels come in a random order (``weakest``: smallest radius first; ``class``:
+    in turn), so that any first few of them are a sample of the same kind.
 
     Args:
         choice: how many, ``"all"``, or explicit pixels (taken as they are, also where not eligible).
@@ -37,12 +60,14 @@ def choose_pixels(choice: PixelChoice, radius: Tensor, eligible: Tensor, seed: i
         eligible: ``(H, W)`` bool, pixels with something to attack.
         seed: seed of the run.
         image: number of the image.
+        how: what a number of pixels is drawn by; the order of all of them.
+        predicted: ``(H, W)`` classes, for ``class``.
 
     Returns:
         ``(M, 2)`` rows and columns on the CPU.
 
     Raises:
-        InputError: if an explicit pixel lies outside the image.
+        InputError: if an explicit pixel lies outside the image, or there is no such way to choose.
     """
     generator = torch.Generator().manual_seed(seed_of(seed, image, "pixels"))
     height, width = radius.shape
@@ -55,15 +80,38 @@ def choose_pixels(choice: PixelChoice, radius: Tensor, eligible: Tensor, seed: i
         return own
     candidates = eligible.cpu().flatten().nonzero()[:, 0]
     candidates = candidates[radius.cpu().flatten()[candidates].argsort(stable=True)]
-    if choice == "all" or choice >= len(candidates):
-        chosen = candidates
-    else:
-        edges = torch.linspace(0, len(candidates), choice + 1, dtype=torch.float64)
-        start, stop = edges[:-1].floor().long(), edges[1:].floor().long()
-        draw = torch.rand(choice, generator=generator, dtype=torch.float64)
-        chosen = candidates[start + ((stop - start) * draw).long()]
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+    count = len(candidates) if choice == "all" else min(choice, len(candidates))
+    match how:
+        case "weakest":
+            chosen = candidates[:count]
+        case "radius":
+            chosen = _stratified(candidates, count, generator)
+        case "random":
+            chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
+        case "class" if predicted is not None:
+            shuffled = candidates[torch.randperm(len(candidates), generator=generator)]
+            chosen = _in_turn(shuffled, predicted.cpu().flatten()[shuffled])[:count]
+        case _:
+            raise InputError(f"expected pixels to be chosen by {', '.join(HOW)}, got {how!r}")
     return torch.stack([chosen // width, chosen % width], dim=1)
+
+
+def _stratified(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    if count < len(candidates):
+        edges = torch.linspace(0, len(candidates), count + 1, dtype=torch.float64)
+        start, stop = edges[:-1].floor().long(), edges[1:].floor().long()
+        draw = torch.rand(count, generator=generator, dtype=torch.float64)
+        candidates = candidates[start + ((stop - start) * draw).long()]
+    return candidates[torch.randperm(len(candidates), generator=generator)]
+
+
+def _in_turn(candidates: Tensor, kind: Tensor) -> Tensor:
+    """The first of every kind, then the second of every kind, and so on."""
+    order = kind.argsort(stable=True)
+    counts = kind.bincount()
+    start = counts.cumsum(0) - counts
+    turn = torch.arange(len(order)) - start[kind[order]]
+    return candidates[order[turn.argsort(stable=True)]]
 
 
 def read_pixels(text: str) -> PixelChoice:

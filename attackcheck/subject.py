@@ -12,7 +12,7 @@ from torch import Tensor
 from attackcheck.attacks.plans import Plan
 from attackcheck.claims import Claim
 from attackcheck.regions import RegionRequest
-from attackcheck.selection import PixelChoice
+from attackcheck.selection import Choose, PixelChoice
 
 __all__ = ["Images", "Model", "Sample", "Settings", "Subject"]
 
@@ -70,6 +70,7 @@ class Settings:
     Args:
         plan: the attacks.
         pixels: how many per image, "all", or ``(M, 3)`` integers (image, row, column).
+        choose: what a number of pixels is drawn by.
         regions: regions for the plan's region stages.
         target: class that attacks aim at, None for any other.
         seed: every random number depends on it, the image, the pixel and the attack, and on nothing else.
@@ -88,6 +89,7 @@ class Settings:
 
     plan: Plan
     pixels: PixelChoice = 64
+    choose: Choose = "radius"
     regions: Sequence[RegionRequest] = (RegionRequest("components", "1"),)
     target: int | None = None
     seed: int = 0

@@ -19,7 +19,7 @@ from attackcheck.errors import InputError
 from attackcheck.events import Event, RunFinished
 from attackcheck.regions import RegionRequest, parse_region
 from attackcheck.report import Report
-from attackcheck.selection import PixelChoice, check_pixels
+from attackcheck.selection import HOW, Choose, PixelChoice, check_pixels
 from attackcheck.subject import Settings, Subject
 
 __all__ = ["ArrayImages", "verify"]
@@ -86,6 +86,7 @@ def verify(
     seed: int = 0,
     *,
     attacks: Sequence[str] | None = None,
+    choose: Choose = "radius",
     regions: Sequence[str | RegionRequest] = ("components:1",),
     target: int | None = None,
     box: tuple[float, float] | None = None,
@@ -111,6 +112,8 @@ def verify(
         plan: ``"quick"``, ``"standard"``, ``"thorough"``, a TOML file, or a plan.
         pixels: how many per image, ``"all"``, or ``(M, 3)`` integers (image, row, column).
         seed: seed of every random choice.
+        choose: what a number of pixels is drawn by: ``"radius"`` (stratified), ``"class"`` (in turn), ``"random"`` or
+            ``"weakest"`` (smallest radii first).
         attacks: names of attacks to run instead of a plan.
         regions: regions for the plan's region stages, e.g. ``"components:1"``, ``"class:3@0.5"``.
         target: class that attacks aim at.
@@ -134,9 +137,12 @@ def verify(
         InputError: if something given cannot be used.
     """
     check_settings(seed=seed, tolerance=tolerance, maxfail=maxfail, budget=budget, batch=batch, pixels=pixels)
+    if choose not in HOW:
+        raise InputError(f"expected pixels to be chosen by {', '.join(HOW)}, got {choose!r}")
     settings = Settings(
         plan=plan_of_attacks(attacks) if attacks is not None else plan if isinstance(plan, Plan) else read_plan(plan),
         pixels=pixels,
+        choose=choose,
         regions=[region if isinstance(region, RegionRequest) else parse_region(region) for region in regions],
         target=target,
         seed=seed,

@@ -62,6 +62,11 @@ class _Affine(nn.Module):
         """The map of each pixel as explicit rows over the image, (H*W, K, C*H*W), or (1, K, C) where all are alike."""
         raise NotImplementedError
 
+    def _gram(self, height: int, width: int) -> Tensor:
+        """Products of each pixel's rows, (H*W, K, K), or (1, K, K) where all are alike."""
+        rows = self._rows(height, width).double()
+        return rows @ rows.transpose(1, 2)
+
     def _logits(self, image: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -70,9 +75,7 @@ class _Affine(nn.Module):
         _, height, width = image.shape
         logits = self._logits(image.double())  # (K, H, W)
         flat = logits.flatten(1).T  # (H*W, K)
-        rows = self._rows(height, width).double()
-        gram = rows @ rows.transpose(1, 2)  # (H*W or 1, K, K)
-        gram = gram.expand(flat.shape[0], -1, -1)
+        gram = self._gram(height, width).expand(flat.shape[0], -1, -1)
         pixel = torch.arange(flat.shape[0], device=flat.device)
         cross = gram[pixel, reference]  # (H*W, K): row_reference . row_k
         norm = cross[pixel, reference]
@@ -159,6 +162,15 @@ class AffineConv(_Affine):
         basis = torch.eye(channels * height * width, dtype=torch.float64, device=self.weight.device)
         images = basis.reshape(-1, channels, height, width)
         return F.conv2d(images, self.weight.double(), padding=self.weight.shape[2] // 2).flatten(1).T
+
+    def _gram(self, height: int, width: int) -> Tensor:
+        # The products of two rows, tap by tap, summed over the taps that lie inside the image: no matrix is needed.
+        weight = self.weight.double()
+        products = (weight.unsqueeze(0) * weight.unsqueeze(1)).sum(2)  # (K, K, k, k)
+        classes, size = weight.shape[0], weight.shape[2]
+        inside = weight.new_ones(1, 1, height, width)
+        summed = F.conv2d(inside, products.reshape(-1, 1, size, size), padding=size // 2)  # (1, K*K, H, W)
+        return summed.reshape(classes, classes, -1).movedim(2, 0)
 
     def _rows(self, height: int, width: int) -> Tensor:
         rows = self.matrix(height, width).reshape(self.weight.shape[0], height * width, -1)

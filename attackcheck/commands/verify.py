@@ -39,6 +39,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--pixels", default="64", metavar="N|all|FILE", help="pixels per image (default: 64)")
+    parser.add_argument(
+        "--choose", choices=_CHOOSE, default=_CHOOSE[0], help="what they are drawn by (default: radius)"
+    )
     parser.add_argument("--region", action="append", metavar="SPEC", help=_REGION_HELP)
     parser.add_argument("--target", type=int, metavar="CLASS", help="attack towards this class")
     parser.add_argument("--plan", default="standard", help="quick, standard, thorough or FILE.toml (default: standard)")
@@ -47,6 +50,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--budget", metavar="TIME", help="stop after this long, such as 90s, 10m or 1h")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     parser.add_argument("--batch", type=int, metavar="ROWS", help="rows per attack call (default: fits the image)")
+    parser.add_argument("--no-crops", action="store_true", help="attack pixels on whole images, not on crops of them")
     parser.add_argument("--threads", type=int, metavar="N", help="images side by side on a CPU (default: all cores)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-5, help="relative excess that is rounding (default: 1e-5)"
@@ -62,6 +66,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(run=_run)
 
 
+_CHOOSE = ("radius", "class", "random", "weakest")
 _REGION_HELP = (
     "region to flip as a whole: components[:N] of the prediction (default), class:K, rect:TOP,LEFT,HEIGHT,WIDTH or "
     "mask:FILE, each with an optional @FRACTION; may be repeated"
@@ -148,6 +153,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     settings = Settings(
         plan=chosen,
         pixels=pixels,
+        choose=arguments.choose,
         regions=[parse_region(spec) for spec in arguments.region or ["components:1"]],
         target=arguments.target,
         seed=arguments.seed,
@@ -159,6 +165,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         box=(0.0, 1.0) if arguments.box else None,
         counterexamples=Path(arguments.out),
         device=arguments.device,
+        crops=not arguments.no_crops,
         workers=workers,
         audit=not arguments.no_audit,
     )
