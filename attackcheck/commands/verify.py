@@ -6,9 +6,9 @@ import argparse
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attackcheck.commands.sources import add_source_arguments, load_subject, replay_options
+from attackcheck.commands.sources import First, add_source_arguments, load_subject, replay_options
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         chosen = _with_regions(chosen)
     data: Images = load_data(arguments.data)
     if arguments.images is not None:
-        data = _First(data, arguments.images)
+        data = First(data, arguments.images)
     # Threads for whole images do not wait for each other; those inside an operation do, and get in each other's way.
     threads = arguments.threads or torch.get_num_threads()
     workers = min(threads, len(data)) if arguments.device == "cpu" else 1
@@ -177,20 +177,6 @@ def _with_regions(chosen: Plan) -> Plan:
     if not extra:
         raise InputError(f"expected an attack that takes regions in the plan {chosen.name!r}, such as ddn; found none")
     return Plan(chosen.name, (*chosen.stages, *extra))
-
-
-class _First:
-    """The first images of a data set."""
-
-    def __init__(self, data: Images, count: int) -> None:
-        self._data, self._count = data, min(count, len(data))
-        self.name, self.classes, self.ignore = data.name, data.classes, data.ignore
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Any:
-        return self._data[index]
 
 
 def _seconds(text: str | None) -> float | None:

@@ -1,7 +1,7 @@
 """Worst-case measures: how far accuracy, IoU and the rest can fall under one budget for each image.
 
-Pure functions of tensors. An image's flips get costs (:mod:`~attackcheck.measures.costs`), sorted costs say what a budget
-buys (:mod:`~attackcheck.measures.ladder`), and the images of a data set are put together
+Pure functions of tensors. An image's flips get costs (:mod:`~attackcheck.measures.costs`), sorted costs say what a
+budget buys (:mod:`~attackcheck.measures.ladder`), and the images of a data set are put together
 (:mod:`~attackcheck.measures.dataset`).
 """
 

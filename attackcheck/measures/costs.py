@@ -5,8 +5,8 @@ joint claim the pixels share: flipping a set S, pixel i to class k_i, takes
 ``||delta||^2 >= share^2 * sum_{i in S} towards(k_i)_i`` (``share`` is 1 where one constant covers map and pixels).
 
 A pixel whose logits must change order costs, in logit units, the squared distance from its logits ``z`` to those where
-class k wins. Against the predicted class y alone that is ``(z_y - z_k)^2 / 2``; where the runner-up j also lies above the
-common value a = (z_y + z_j + z_k) / 3 at which the three would meet, all three have to move, and the cost is
+class k wins. Against the predicted class y alone that is ``(z_y - z_k)^2 / 2``; where the runner-up j also lies above
+the common value a = (z_y + z_j + z_k) / 3 at which the three would meet, all three have to move, and the cost is
 ``(z_y - a)^2 + (z_j - a)^2 + (z_k - a)^2``. Both are distances to supersets of the wanted set, so both are sound.
 
 Rounding: differences, squares and quotients of numbers of the logits' type are each within half a unit in the last

@@ -1,7 +1,8 @@
 """Measures of a whole data set: clean, certified, per pixel, under attack, and of the constant predictor.
 
-Every image has a budget of its own. Sums that share a constant denominator (accuracy, stability, components, FNR) add up
-image by image; IoU is a ratio of sums and is minimised over all images together (:mod:`attackcheck.measures.ratios`).
+Every image has a budget of its own. Sums that share a constant denominator (accuracy, stability, components, FNR) add
+up image by image; IoU is a ratio of sums and is minimised over all images together
+(:mod:`attackcheck.measures.ratios`).
 """
 
 from __future__ import annotations
@@ -117,9 +118,7 @@ def _bounded(measure: Measure, label: int | None, images: Sequence[Counts], wors
     return _mean([_bounded(Measure.IOU, k, images, worst, e) for k in _present(images)])
 
 
-def attacked(
-    measure: Measure, label: int | None, images: Sequence[Sequence[Counts]]
-) -> tuple[float, tuple[int, ...]]:
+def attacked(measure: Measure, label: int | None, images: Sequence[Sequence[Counts]]) -> tuple[float, tuple[int, ...]]:
     """The worst value over one prediction of each image, and which; ``images[i]`` are the predictions of image i.
 
     The first of each image is its clean one. Exact for every measure but MEAN_IOU, where predictions are exchanged
@@ -207,13 +206,9 @@ def smallest(images: Sequence[ImageBounds]) -> list[Smallest]:
         table = np.stack([image.smallest[measure, label] for image in images if (measure, label) in image.smallest])
         for drop, distances in zip(DROPS, table.T, strict=True):
             reachable = distances[np.isfinite(distances)]
-            low, middle, high = (
-                float(np.quantile(distances, q, method="inverted_cdf")) for q in (0.05, 0.5, 0.95)
-            )
+            low, middle, high = (float(np.quantile(distances, q, method="inverted_cdf")) for q in (0.05, 0.5, 0.95))
             mean = float(reachable.mean()) if len(reachable) else math.inf
-            found.append(
-                Smallest(measure, label, drop, len(distances), len(reachable), mean, (low, middle, high))
-            )
+            found.append(Smallest(measure, label, drop, len(distances), len(reachable), mean, (low, middle, high)))
     return found
 
 

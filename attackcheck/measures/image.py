@@ -222,9 +222,9 @@ def _smallest(
     }
     if clean.components:
         total, dearest = prices(components, costs.nearest)
-        prices_of = _island_distances(total, dearest, costs.share)
+        reach = _island_distances(total, dearest, costs.share)
         wanted = [_needed(drop, clean.components) for drop in DROPS]
-        found[Measure.COMPONENTS, None] = np.array([prices_of[n - 1] if n <= len(prices_of) else np.inf for n in wanted])
+        found[Measure.COMPONENTS, None] = np.array([reach[n - 1] if n <= len(reach) else np.inf for n in wanted])
     if ladders.right is not None and clean.valid:
         found[Measure.ACCURACY, None] = _falls(ladders.right, clean.right, clean.valid)
     for label in np.flatnonzero(clean.positives).tolist():

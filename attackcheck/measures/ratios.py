@@ -1,10 +1,11 @@
 """Ratios of sums over a data set: the worst intersection over union under a budget for each image.
 
-Of one image, ``a`` true positives of the class can be broken and ``b`` false positives made if together they cost no more
-than the budget: a set of pairs (a, b) whose upper hull is kept. Over a data set the adversary picks one pair for every
-image and minimises ``sum (TP - a) / sum (U + b)``; that is not made of the images' own worst ratios. Dinkelbach (1967, On
-nonlinear fractional programming): with lambda the best ratio so far, every image maximises ``a + lambda b`` by itself;
-repeat until lambda no longer falls. The maximum of ``a + lambda b`` for lambda >= 0 is always on the upper hull.
+Of one image, ``a`` true positives of the class can be broken and ``b`` false positives made if together they cost no
+more than the budget: a set of pairs (a, b) whose upper hull is kept. Over a data set the adversary picks one pair for
+every image and minimises ``sum (TP - a) / sum (U + b)``; that is not made of the images' own worst ratios. Dinkelbach
+(1967, On nonlinear fractional programming): with lambda the best ratio so far, every image maximises ``a + lambda b``
+by itself; repeat until lambda no longer falls. The maximum of ``a + lambda b`` for lambda >= 0 is always on the upper
+hull.
 """
 
 from __future__ import annotations

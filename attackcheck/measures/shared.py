@@ -7,8 +7,9 @@ positives and makes ``b_k`` false positives leaves ``f(a, b) = (T_k - a) / (U_k 
 
 since the difference of both sides is ``a b / (U (U + b)) + T b^2 / (U^2 (U + b))``. So a right pixel of class c that
 becomes class k loses at most ``1 / U_c + T_k / U_k^2`` of the sum of IoUs, a wrong one at most ``T_k / U_k^2`` (that it
-no longer is a false positive elsewhere only helps the defender), and the most that one image can lose is a multiple-choice
-knapsack: every pixel makes one choice, all costs share the budget. Its Lagrangian is an upper bound for every price mu >= 0,
+no longer is a false positive elsewhere only helps the defender), and the most that one image can lose is a
+multiple-choice knapsack: every pixel makes one choice, all costs share the budget. Its Lagrangian is an upper bound
+for every price mu >= 0,
 
     budget mu + sum_i max(0, max_k (v_ik - mu c_ik)),
 

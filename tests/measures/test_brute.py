@@ -17,7 +17,8 @@ from attackcheck.measures.image import DROPS
 from attackcheck.measures.shared import Weights, most_lost
 
 _spec = importlib.util.spec_from_file_location("brute", Path(__file__).with_name("brute.py"))
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 brute = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(brute)
 
@@ -157,7 +158,7 @@ def test_smallest_distances_are_where_enumeration_first_gets_there(seed: int) ->
 def test_class_pairs_price_every_flip_by_its_own_rows() -> None:
     random = np.random.default_rng(0)
     weight = torch.from_numpy(random.normal(size=(3, 5)))
-    logits, labels = scene(1, images=1)
+    logits, _ = scene(1, images=1)
     costs = FlipCosts(ClassPairClaim(0.7, weight), logits[0])
     z = logits[0][:, 0]
     for k in range(3):

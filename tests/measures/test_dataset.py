@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -108,9 +109,7 @@ def test_false_positives_can_be_made_where_the_class_is_absent() -> None:
     second = sure[:, None, None].expand(2, 1, 4).contiguous()
     second[1] = 4.9
     claim, eps = LipschitzClaim(1.0), torch.tensor([0.2], dtype=torch.float64)
-    images = [
-        bounds(FlipCosts(claim, z), z.argmax(dim=0), 255, eps) for z in (first, second)
-    ]
+    images = [bounds(FlipCosts(claim, z), z.argmax(dim=0), 255, eps) for z in (first, second)]
     # Each false positive costs .1 / sqrt(2): eight would fit the budget, four pixels are there.
     assert dataset.certified(Measure.IOU, 1, images, 0) == 4 / 8
     assert dataset.certified(Measure.IOU, 1, images[:1], 0) == 1.0
@@ -139,7 +138,7 @@ def test_values_fall_with_eps_and_do_not_depend_on_the_order() -> None:
         for label in range(4) if measure.per_class else (None,):
             values = [dataset.certified(measure, label, images, e) for e in range(len(EPS))]
             sign = 1 if measure.falls else -1
-            assert all(sign * a >= sign * b for a, b in zip(values, values[1:], strict=False))
+            assert all(sign * a >= sign * b for a, b in itertools.pairwise(values))
             single = [dataset.per_pixel(measure, label, images, e) for e in range(len(EPS))]
             assert all(sign * a <= sign * b for a, b in zip(single, values, strict=True))
             other = None if label is None else int(renamed[label])
@@ -170,7 +169,7 @@ def test_a_mean_of_distances_is_not_the_root_of_a_mean_square() -> None:
     logits = [torch.tensor([[[gap]], [[0.0]]], dtype=torch.float64) for gap in (0.1, 1.0)]
     labels = torch.zeros(1, 1, dtype=torch.int64)
     images = [bounds(FlipCosts(LipschitzClaim(1.0), z), labels, 255, EPS) for z in logits]
-    found = [s for s in dataset.smallest(images) if s.measure is Measure.ACCURACY and s.drop == 0.5][0]
+    found = next(s for s in dataset.smallest(images) if s.measure is Measure.ACCURACY and s.drop == 0.5)
     assert found.mean == pytest.approx((0.1 + 1.0) / 2 / math.sqrt(2), rel=1e-9)
     assert found.quantiles == pytest.approx((0.1 / math.sqrt(2), 0.1 / math.sqrt(2), 1 / math.sqrt(2)), rel=1e-9)
 
