@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attackcheck.certification import CertificationTable as CertificationTable
     from attackcheck.certification import certify as certify
+    from attackcheck.certification_table import CertificationTable as CertificationTable
     from attackcheck.claims import ClassPairClaim as ClassPairClaim
     from attackcheck.claims import LipschitzClaim as LipschitzClaim
     from attackcheck.claims import RadiusClaim as RadiusClaim
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AuditReport": "lipschitz.findings",
     "AuditVerdict": "lipschitz.findings",
-    "CertificationTable": "certification",
+    "CertificationTable": "certification_table",
     "ClassPairClaim": "claims",
     "InputError": "errors",
     "Kind": "probe",

@@ -2,9 +2,9 @@
 
     python benchmarks/certify.py [--network isounet-xs] [--size 1024x1024] [--device cpu] [--repeats 7] [--json FILE]
 
-Certification is everything that `attackcheck certify` computes from an image's logits: flip costs, sorting, and at every
-eps the worst case of accuracy, stability, false-negative rates and IoUs, joint and per pixel. Rows below it add what is
-not always wanted. Forward pass and certification take turns on the same logits in one run, warmed up and synchronised;
+Certification is all that `attackcheck certify` computes from an image's logits: flip costs, sorting, and at every eps
+the worst case of accuracy, stability, false-negative rates and IoUs, joint and per pixel. Rows below it add what is not
+always wanted. Forward pass and certification take turns on the same logits in one run, warmed up and synchronised;
 seconds are of this process (wall clock on a GPU), ratios are medians over the turns.
 """
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import attackcheck as ac
-from attackcheck.certification import EPSILONS
+from attackcheck.certifier import EPSILONS
 from attackcheck.measures import FlipCosts, bounds, dataset
 from attackcheck.measures.shared import Weights, most_lost
 from attackcheck.models.datasets import load_data

@@ -14,7 +14,8 @@ from attackcheck.commands.sources import First, add_source_arguments, load_subje
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
-    from attackcheck.certification import CertificationTable, Plan
+    from attackcheck.certification_table import CertificationTable
+    from attackcheck.certifier import Plan
 
 __all__ = ["add_arguments"]
 
@@ -59,7 +60,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
-    from attackcheck.certification import certify_data
+    from attackcheck.certifier import certify_data
     from attackcheck.models.datasets import load_data
     from attackcheck.reporters.certification import CertificationReporter, csv_text
     from attackcheck.reporters.json import write_whole
@@ -120,7 +121,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         check_plot(Path(arguments.plot))
     import torch
 
-    from attackcheck.certification import ATTACKS, EPSILONS, Plan
+    from attackcheck.certifier import ATTACKS, EPSILONS, Plan
     from attackcheck.metrics import read_metrics
 
     if arguments.threads is not None:

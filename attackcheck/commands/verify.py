@@ -44,6 +44,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--plan", default="standard", help="quick, standard, thorough or FILE.toml (default: standard)")
     parser.add_argument("--attack", metavar="NAME,...", help="run these attacks instead of a plan")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
+    parser.add_argument(
+        "--metric", metavar="FILE", help="also attack the claims about the whole data in this TOML or JSON"
+    )
     parser.add_argument("--budget", metavar="TIME", help="stop after this long, such as 90s, 10m or 1h")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     parser.add_argument("--batch", type=int, metavar="ROWS", help="rows per attack call (default: fits the image)")
@@ -118,6 +121,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     import torch
 
     from attackcheck.attacks.plans import plan, plan_of_attacks
+    from attackcheck.metrics import read_metrics
     from attackcheck.models.datasets import load_data
     from attackcheck.regions import parse_region
     from attackcheck.selection import read_pixels
@@ -161,6 +165,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         device=arguments.device,
         workers=workers,
         audit=not arguments.no_audit,
+        metrics=() if arguments.metric is None else read_metrics(arguments.metric),
     )
     return settings, data
 

@@ -134,11 +134,11 @@ def bounds(
     valid = None if flat is None else flat != ignore
     clean = counts(costs.predicted, costs.predicted, flat, valid, costs.classes, components, len(components.needed))
     ladders = _Ladders(costs, flat, valid, costs.share)
-    joint = _bounds(ladders, components, costs, eps)
-    if costs.share is None:
-        return ImageBounds(clean, joint, joint, _smallest(ladders, clean, components, costs) if smallest else {})
-    alone = _alone(ladders, components, costs, eps)
-    return ImageBounds(clean, joint, alone, _smallest(ladders, clean, components, costs) if smallest else {})
+    islands_cost = prices(components, costs.nearest)
+    joint = _bounds(ladders, islands_cost, costs.share, eps)
+    alone = joint if costs.share is None else _alone(ladders, islands_cost, eps)
+    found = _smallest(ladders, clean, islands_cost, costs.share) if smallest else {}
+    return ImageBounds(clean, joint, alone, found)
 
 
 class _Ladders:
@@ -161,9 +161,8 @@ class _Ladders:
             self.making.append(Ladder(costs.towards(label).masked_fill_(barred, math.inf), share))
 
 
-def _bounds(ladders: _Ladders, components: Components, costs: FlipCosts, eps: Tensor) -> Bounds:
-    total, dearest = prices(components, costs.nearest)
-    destroyed = [_destroyed(total, dearest, costs.share, float(budget)) for budget in eps]
+def _bounds(ladders: _Ladders, islands: tuple[Tensor, Tensor], share: float | None, eps: Tensor) -> Bounds:
+    destroyed = [_destroyed(*islands, share, float(budget)) for budget in eps]
     broken = [ladder.together(eps) for ladder in ladders.breaking]
     return Bounds(
         right=_numbers(ladders.right, eps, together=True),
@@ -177,15 +176,14 @@ def _bounds(ladders: _Ladders, components: Components, costs: FlipCosts, eps: Te
     )
 
 
-def _alone(ladders: _Ladders, components: Components, costs: FlipCosts, eps: Tensor) -> Bounds:
+def _alone(ladders: _Ladders, islands: tuple[Tensor, Tensor], eps: Tensor) -> Bounds:
     """The same for pixels that each have the whole budget to themselves."""
-    total, dearest = prices(components, costs.nearest)
     lost = [ladder.alone(eps) for ladder in ladders.breaking]
     made = [ladder.alone(eps).tolist() for ladder in ladders.making]
     return Bounds(
         right=_numbers(ladders.right, eps, together=False),
         kept=_numbers(ladders.change, eps, together=False),
-        alive=np.array([_destroyed(total, dearest, None, float(budget)) for budget in eps], dtype=np.int64),
+        alive=np.array([_destroyed(*islands, None, float(budget)) for budget in eps], dtype=np.int64),
         intersection=_stack(lost, len(eps)),
         pairs=tuple(
             tuple(Pairs(np.array([a]), np.array([b])) for a, b in zip(broken.tolist(), new, strict=True))
@@ -215,14 +213,13 @@ def _stack(rows: list[Tensor], width: int) -> Array:
 
 
 def _smallest(
-    ladders: _Ladders, clean: Counts, components: Components, costs: FlipCosts
+    ladders: _Ladders, clean: Counts, islands: tuple[Tensor, Tensor], share: float | None
 ) -> dict[tuple[Measure, int | None], Array]:
     found: dict[tuple[Measure, int | None], Array] = {
         (Measure.STABILITY, None): _falls(ladders.change, clean.kept, clean.pixels)
     }
     if clean.components:
-        total, dearest = prices(components, costs.nearest)
-        reach = _island_distances(total, dearest, costs.share)
+        reach = _island_distances(*islands, share)
         wanted = [_needed(drop, clean.components) for drop in DROPS]
         found[Measure.COMPONENTS, None] = np.array([reach[n - 1] if n <= len(reach) else np.inf for n in wanted])
     if ladders.right is not None and clean.valid:

@@ -76,7 +76,7 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
     # Once more around the best price of each budget.
     ratio = (high / low) ** (1.0 / (PRICES - 1))
     steps = torch.linspace(-1, 1, REFINED + 2, dtype=torch.float64)[1:-1]
-    finer = prices[place].unique()[:, None] * ratio**steps  # (P, REFINED)
+    finer = prices[sorted(set(place.tolist()))][:, None] * ratio**steps  # (P, REFINED)
     surplus = _surplus(cost, value, finer.flatten().to(device))
     bounds = budgets[:, None] * finer.flatten() + surplus
     best = torch.minimum(best, bounds.amin(dim=1))

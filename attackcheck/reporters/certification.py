@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from attackcheck.certification import CertificationTable, MetricFinding, Row
+from attackcheck.certification_table import CertificationTable, MetricFinding, Row
 from attackcheck.errors import printable
 from attackcheck.measures.names import Measure
 from attackcheck.recheck import Verdict

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attackcheck.certification import CertificationTable
+from attackcheck.certification_table import CertificationTable
 from attackcheck.errors import InputError
 from attackcheck.measures.names import Measure
 

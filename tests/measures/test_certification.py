@@ -15,7 +15,7 @@ import torch
 
 import attackcheck as ac
 from attackcheck import InputError, LipschitzClaim, Measure, MetricClaim, Verdict
-from attackcheck.certification import certify_data
+from attackcheck.certifier import certify_data
 from attackcheck.cli import main
 from attackcheck.counterexample import Outcome, load_counterexample
 from attackcheck.metric_counterexample import is_metric, load_metric, replay_metric
@@ -316,7 +316,7 @@ def test_plots(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_an_interruption_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from attackcheck.certification import Plan
+    from attackcheck.certifier import Plan
     from attackcheck.subject import Subject
     from attackcheck.verification import ArrayImages
 
@@ -346,3 +346,26 @@ def test_csv_has_empty_cells_where_there_is_no_value() -> None:
     with reporter:
         reporter.progress(table, 0, 0)
         reporter.finish(table)
+
+
+def test_verify_attacks_metric_claims_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, images, labels, _ = overclaimed()
+    claim = LipschitzClaim(model.lipschitz_joint(9, 12))
+    wrong = MetricClaim("accuracy", 1.0, 0.97)  # type: ignore[arg-type]
+    rate = MetricClaim("fnr", 1.0, 0.01, cls=0)  # type: ignore[arg-type]
+    report = ac.verify(model, images, claim, labels, plan="quick", pixels=2, metrics=[wrong, rate])
+    assert {violation.statement for violation in report.violations} == {wrong.describe(), rate.describe()}
+    for violation in report.violations:
+        assert violation.kind is ac.Kind.METRIC
+        assert violation.ratio > 1
+    assert json.dumps(report.to_dict())
+    assert ac.verify(model, images, claim, labels, plan="quick", pixels=2).sound
+    (folder / "claims.json").write_text('{"metric": [{"measure": "accuracy", "eps": 1.0, "value": 0.97}]}')
+    options = ["--data", "arrays:data.npz", "--plan", "quick", "--pixels", "2", "--metric", "claims.json"]
+    assert main(["verify", "net.py:true", *options, "--json", "out.json", "--out", "found"]) == 1
+    shown = capsys.readouterr().out
+    assert "METRIC" in shown
+    assert "pixel accuracy >= 0.97 at eps 1" in shown
+    found = json.loads((folder / "out.json").read_text())["violations"][0]
+    assert found["kind"] == "METRIC"
+    assert main(["replay", found["counterexample"], "net.py:true"]) == 1
