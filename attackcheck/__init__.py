@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attackcheck.certification import certify as certify
+    from attackcheck.certification_table import CertificationTable as CertificationTable
     from attackcheck.claims import ClassPairClaim as ClassPairClaim
     from attackcheck.claims import LipschitzClaim as LipschitzClaim
     from attackcheck.claims import RadiusClaim as RadiusClaim
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from attackcheck.lipschitz.findings import AuditReport as AuditReport
     from attackcheck.lipschitz.findings import AuditVerdict as AuditVerdict
     from attackcheck.loading import load as load
+    from attackcheck.measures.names import Measure as Measure
+    from attackcheck.metrics import MetricClaim as MetricClaim
     from attackcheck.probe import Kind as Kind
     from attackcheck.recheck import Verdict as Verdict
     from attackcheck.report import Report as Report
@@ -29,16 +33,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "AuditReport": "lipschitz.findings",
     "AuditVerdict": "lipschitz.findings",
+    "CertificationTable": "certification_table",
     "ClassPairClaim": "claims",
     "InputError": "errors",
     "Kind": "probe",
     "LipschitzClaim": "claims",
+    "Measure": "measures.names",
+    "MetricClaim": "metrics",
     "RadiusClaim": "claims",
     "Report": "report",
     "Subject": "subject",
     "Verdict": "recheck",
     "Violation": "report",
     "audit": "lipschitz.auditing",
+    "certify": "certification",
     "load": "loading",
     "load_counterexample": "counterexample",
     "replay": "counterexample",
@@ -48,16 +56,20 @@ _HOMES = {
 __all__ = [
     "AuditReport",
     "AuditVerdict",
+    "CertificationTable",
     "ClassPairClaim",
     "InputError",
     "Kind",
     "LipschitzClaim",
+    "Measure",
+    "MetricClaim",
     "RadiusClaim",
     "Report",
     "Subject",
     "Verdict",
     "Violation",
     "audit",
+    "certify",
     "load",
     "load_counterexample",
     "replay",

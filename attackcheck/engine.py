@@ -14,13 +14,14 @@ import torch
 
 from attackcheck import preflight
 from attackcheck.arithmetic import exact_arithmetic
+from attackcheck.certifier import Plan, certify_data
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import Audited, Event, Finding, RunFinished, RunStarted, Warned
 from attackcheck.examination import Bench, StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.recheck import Verdict
-from attackcheck.report import Report
+from attackcheck.report import Report, Violation
 from attackcheck.selection import HOW
 from attackcheck.subject import Images, Settings, Subject
 from attackcheck.tally import Tally
@@ -57,6 +58,7 @@ class _Run:
         self._start = time.perf_counter()
         self._tallies: dict[int, Tally] = {}
         self._violations = 0
+        self._metric_findings: list[Violation] = []
         self._stop: str | None = None
         self._audit: AuditReport | None = None
         first = Bench(subject, data, settings)
@@ -71,6 +73,7 @@ class _Run:
         try:
             yield from self._audited()
             yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
+            yield from self._metrics()
         except StopEarly as stop:
             stopped = str(stop)
         except KeyboardInterrupt:
@@ -95,6 +98,26 @@ class _Run:
             yield Warned("AC116", f"the audit of the weights failed: {in_one_line(error)}")
         if self._audit is not None:
             yield Audited(self._audit)
+
+    def _metrics(self) -> Iterator[Event]:
+        """Claims about the data set as a whole: attacked like `certify` does, at their own budgets."""
+        settings = self._settings
+        if not settings.metrics:
+            return
+        plan = Plan(
+            epsilons=tuple(sorted({float(claim.eps) for claim in settings.metrics})),
+            metrics=settings.metrics,
+            seed=settings.seed,
+            device=settings.device,
+            box=settings.box,
+            tolerance=settings.tolerance,
+            counterexamples=settings.counterexamples,
+        )
+        *_, (table, _, _) = certify_data(self._subject, self._data, plan)
+        for found in table.findings:
+            violation = found.as_violation(self._data.name, table.images)
+            self._metric_findings.append(violation)
+            yield Finding(violation)
 
     def _one_by_one(self) -> Iterator[Event]:
         for index in range(len(self._data)):
@@ -200,7 +223,12 @@ class _Run:
             plan=settings.plan.name,
             seed=settings.seed,
             tolerance=settings.tolerance,
-            findings=tuple(sorted(tally.findings, key=lambda f: (f.verdict is not Verdict.VIOLATED, -f.ratio))),
+            findings=tuple(
+                sorted(
+                    [*tally.findings, *self._metric_findings],
+                    key=lambda f: (f.verdict is not Verdict.VIOLATED, -f.ratio),
+                )
+            ),
             radii=tally.radii,
             flip_distances=tally.flip_distances,
             attacked_pixels=tally.attacked,

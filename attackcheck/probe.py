@@ -42,6 +42,7 @@ class Kind(Enum):
     TWO_BALL = "certified balls of two different classes overlap"
     SET = "a set of pixels changed class on less than its joint budget"
     LIPSCHITZ = "the logits moved further than the Lipschitz constant permits"
+    METRIC = "a measure of the data set fell below its certified worst case"
 
 
 @dataclass
@@ -137,7 +138,7 @@ class Probe:
             flip_distance=torch.full_like(radius, math.inf),
             flipped_by=torch.full(radius.shape, -1, dtype=torch.int64, device=device),
             slots=_empty(image, none, none, 0),
-            witnesses={kind: nobody() for kind in Kind},
+            witnesses={kind: nobody() for kind in Kind if kind is not Kind.METRIC},  # that is no single point
         )
 
     @property

@@ -26,7 +26,9 @@ class Violation:
     """One finding of the judge: a violation, or what a proposal came to instead.
 
     ``radius`` is what the claim says the perturbation must at least measure, ``distance`` what it measures.
-    ``pixel`` is the (worst) pixel, None for SET and LIPSCHITZ; ``pixels`` counts all that the point breaks.
+    ``pixel`` is the (worst) pixel, None for SET and LIPSCHITZ; ``pixels`` counts all that the point breaks. A METRIC is
+    about the whole data set (``image`` -1, ``pixels`` counts the images): ``radius`` is what the ``statement`` claims
+    at least, ``distance`` what is left (of a rate that rises: the complement of both).
     """
 
     kind: Kind
@@ -41,6 +43,7 @@ class Violation:
     distance: float
     attack: str
     counterexample: Path | None = None
+    statement: str | None = None
 
     @property
     def ratio(self) -> float:

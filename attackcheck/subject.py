@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attackcheck.attacks.plans import Plan
 from attackcheck.claims import Claim
+from attackcheck.metrics import MetricClaim
 from attackcheck.regions import RegionRequest
 from attackcheck.selection import Choose, PixelChoice
 
@@ -85,6 +86,7 @@ class Settings:
         crops: attack pixels on crops where their receptive field is small enough.
         workers: images examined side by side, each on a copy of the model; 1 where it cannot be copied or on a GPU.
         audit: look at the weights first.
+        metrics: claims about the data set as a whole, attacked once the images are done.
     """
 
     plan: Plan
@@ -104,3 +106,4 @@ class Settings:
     crops: bool = True
     workers: int = 1
     audit: bool = True
+    metrics: tuple[MetricClaim, ...] = ()

@@ -17,6 +17,7 @@ from attackcheck.claims import Claim
 from attackcheck.engine import run
 from attackcheck.errors import InputError
 from attackcheck.events import Event, RunFinished
+from attackcheck.metrics import MetricClaim
 from attackcheck.regions import RegionRequest, parse_region
 from attackcheck.report import Report
 from attackcheck.selection import HOW, Choose, PixelChoice, check_pixels
@@ -100,6 +101,7 @@ def verify(
     workers: int = 1,
     audit: bool = True,
     counterexamples: str | Path | None = None,
+    metrics: Sequence[MetricClaim] = (),
     on_event: Callable[[Event], None] | None = None,
 ) -> Report:
     """Try to break a claim about a model on these images.
@@ -128,6 +130,7 @@ def verify(
         workers: images examined side by side on a CPU, each on a copy of the model.
         audit: first see what the weights of a module prove of a Lipschitz or class-pair claim.
         counterexamples: folder for counterexamples; None saves none.
+        metrics: claims about all these images together, such as ``MetricClaim("accuracy", eps=0.1, value=0.9)``.
         on_event: is called with every event as it happens.
 
     Returns:
@@ -157,6 +160,7 @@ def verify(
         crops=crops,
         workers=workers,
         audit=audit,
+        metrics=tuple(metrics),
     )
     subject = Subject(model, claim, {"model": type(model).__name__})
     report: Report | None = None

@@ -27,7 +27,7 @@ def broken(tmp_path):
 
 def test_every_violation_has_a_file_and_every_kind_replays(broken):
     model, images, _, report = broken
-    assert {violation.kind for violation in report.violations} == set(Kind)
+    assert {violation.kind for violation in report.violations} == set(Kind) - {Kind.METRIC}  # that is about a data set
     for violation in report.violations:
         example = load_counterexample(violation.counterexample)
         assert torch.equal(example.clean, images[0])

@@ -31,9 +31,12 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 def _run(arguments: argparse.Namespace) -> int:
     from attackcheck.counterexample import Outcome, load_counterexample, replay
     from attackcheck.loading import load
+    from attackcheck.metric_counterexample import is_metric
     from attackcheck.reporters.console import plain_console
 
     check_device(arguments.device)
+    if is_metric(Path(arguments.file)):
+        return _replay_metric(arguments)
     example = load_counterexample(Path(arguments.file))
     recorded = example.subject
     given = arguments.lipschitz is not None or arguments.radii is not None
@@ -69,6 +72,35 @@ def _run(arguments: argparse.Namespace) -> int:
     reason = "" if result.outcome is Outcome.REPRODUCED else f": {result.reason}"
     out.print(f"{result.outcome.value}{reason}")
     return 1 if result.outcome is Outcome.REPRODUCED else 0
+
+
+def _replay_metric(arguments: argparse.Namespace) -> int:
+    """A claim about a whole data set, which is in the file."""
+    from attackcheck.counterexample import Outcome
+    from attackcheck.loading import load
+    from attackcheck.metric_counterexample import load_metric, replay_metric
+    from attackcheck.reporters.console import plain_console
+
+    example = load_metric(Path(arguments.file))
+    # The claim about the model is of no account here; a stand-in lets it load.
+    subject = load(
+        _checkpoint(arguments, example.subject),
+        model=arguments.model,
+        lipschitz=1.0,
+        code=arguments.checkpoint is not None,
+    )
+    outcome, now = replay_metric(example, subject.model, device=arguments.device)
+    out = plain_console(sys.stdout)
+    images = f"{len(example.clean)} image{'' if len(example.clean) == 1 else 's'}"
+    out.print(f"METRIC on {images}: claimed {example.claim.describe()}")
+    if example.subject.get("sha256") != subject.meta.get("sha256"):
+        out.print("the model is not the one that the counterexample was made with (another SHA-256)")
+    out.print(f"recorded: {example.value:.9g}")
+    out.print(f"now:      {now.value:.9g} at a distance of up to {now.distance:.9g}, {now.verdict.name}")
+    if outcome is Outcome.CANNOT_CHECK:
+        raise InputError(f"{outcome.value}: an image moved by more than eps")
+    out.print(outcome.value)
+    return 1 if outcome is Outcome.REPRODUCED else 0
 
 
 def _checkpoint(arguments: argparse.Namespace, recorded: Mapping[str, Any]) -> str | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
-    from attackcheck.subject import Subject
+    from attackcheck.subject import Images, Subject
 
-__all__ = ["add_source_arguments", "check_device", "load_subject", "replay_options"]
+__all__ = ["First", "add_source_arguments", "check_device", "load_subject", "replay_options"]
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,3 +64,17 @@ def replay_options(arguments: argparse.Namespace) -> list[str]:
     if arguments.device != "cpu":
         options += ["--device", arguments.device]
     return options
+
+
+class First:
+    """The first images of a data set."""
+
+    def __init__(self, data: Images, count: int) -> None:
+        self._data, self._count = data, min(count, len(data))
+        self.name, self.classes, self.ignore = data.name, data.classes, data.ignore
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[index]

@@ -6,9 +6,9 @@ import argparse
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attackcheck.commands.sources import add_source_arguments, load_subject, replay_options
+from attackcheck.commands.sources import First, add_source_arguments, load_subject, replay_options
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--plan", default="standard", help="quick, standard, thorough or FILE.toml (default: standard)")
     parser.add_argument("--attack", metavar="NAME,...", help="run these attacks instead of a plan")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
+    parser.add_argument(
+        "--metric", metavar="FILE", help="also attack the claims about the whole data in this TOML or JSON"
+    )
     parser.add_argument("--budget", metavar="TIME", help="stop after this long, such as 90s, 10m or 1h")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     parser.add_argument("--batch", type=int, metavar="ROWS", help="rows per attack call (default: fits the image)")
@@ -123,6 +126,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     import torch
 
     from attackcheck.attacks.plans import plan, plan_of_attacks
+    from attackcheck.metrics import read_metrics
     from attackcheck.models.datasets import load_data
     from attackcheck.regions import parse_region
     from attackcheck.selection import read_pixels
@@ -145,7 +149,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         chosen = _with_regions(chosen)
     data: Images = load_data(arguments.data)
     if arguments.images is not None:
-        data = _First(data, arguments.images)
+        data = First(data, arguments.images)
     # Threads for whole images do not wait for each other; those inside an operation do, and get in each other's way.
     threads = arguments.threads or torch.get_num_threads()
     workers = min(threads, len(data)) if arguments.device == "cpu" else 1
@@ -168,6 +172,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         crops=not arguments.no_crops,
         workers=workers,
         audit=not arguments.no_audit,
+        metrics=() if arguments.metric is None else read_metrics(arguments.metric),
     )
     return settings, data
 
@@ -184,20 +189,6 @@ def _with_regions(chosen: Plan) -> Plan:
     if not extra:
         raise InputError(f"expected an attack that takes regions in the plan {chosen.name!r}, such as ddn; found none")
     return Plan(chosen.name, (*chosen.stages, *extra))
-
-
-class _First:
-    """The first images of a data set."""
-
-    def __init__(self, data: Images, count: int) -> None:
-        self._data, self._count = data, min(count, len(data))
-        self.name, self.classes, self.ignore = data.name, data.classes, data.ignore
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Any:
-        return self._data[index]
 
 
 def _seconds(text: str | None) -> float | None:

@@ -181,6 +181,8 @@ class ConsoleReporter:
         self._violations += 1
         if self._violations <= 5:
             where = "the logit map" if violation.pixel is None else f"pixel {violation.pixel}"
+            if violation.statement is not None:
+                where = violation.statement
             self._say(
                 Text.assemble(
                     ("VIOLATED ", "bold red"),
@@ -232,6 +234,9 @@ class ConsoleReporter:
             for kind in Kind:
                 if any(violation.kind is kind for violation in broken):
                     self._out.print(f"{kind.name}: {kind.value}")
+            for violation in broken[:SHOWN]:
+                if violation.statement is not None:
+                    self._out.print(f"claimed: {violation.statement}, reached by {printable(violation.attack)}")
             if len(broken) > SHOWN:
                 self._out.print(f"{len(broken) - SHOWN} more are in --json and in the folder of counterexamples")
             self._replays(broken[:SHOWN])

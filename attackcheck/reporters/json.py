@@ -12,7 +12,7 @@ from typing import Any
 from attackcheck.errors import InputError
 from attackcheck.events import Event, RunFinished
 
-__all__ = ["JsonReporter", "checked_target", "write_json"]
+__all__ = ["JsonReporter", "checked_target", "write_json", "write_whole"]
 
 
 class JsonReporter:
@@ -32,8 +32,8 @@ class JsonReporter:
         write_json(self._path, event.report.to_dict())
 
 
-def checked_target(target: str) -> Path | None:
-    """The file that ``--json`` names, None for ``-``.
+def checked_target(target: str, option: str = "--json") -> Path | None:
+    """The file that an option names, None for ``-``.
 
     Raises:
         InputError: if the file cannot be written as far as that can be seen.
@@ -43,7 +43,7 @@ def checked_target(target: str) -> Path | None:
     path = Path(target)
     folder = path.resolve().parent
     if not target or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"expected --json to be a file in an existing folder that can be written, got {target!r}")
+        raise InputError(f"expected {option} to be a file in an existing folder that can be written, got {target!r}")
     return path
 
 
@@ -58,12 +58,13 @@ def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
         sys.stdout.write(text)
         return
     try:
-        _write(path, text)
+        write_whole(path, text)
     except OSError as error:
         raise InputError(f"could not write {path}: {error.strerror or error}") from None
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, all or nothing; OSError if that fails."""
     if path.exists() and not path.is_file():  # a device or a pipe is written to, never replaced
         path.write_text(text)
         return

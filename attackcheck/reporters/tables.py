@@ -103,13 +103,15 @@ def violation_table(title: str, findings: Sequence[Violation], width: int) -> Ta
         table.add_column("verdict", no_wrap=True)
     for finding in findings:
         where = counted(finding.pixels, "pixel") if finding.kind is Kind.SET else "map"
+        if finding.kind is Kind.METRIC:
+            where = counted(finding.pixels, "image")
         if finding.pixel is not None:
             where = "{}, {}".format(*finding.pixel)
         if finding.kind is Kind.TWO_BALL and finding.pixels > 1:
             where += f" (+{finding.pixels - 1})"
         row: list[str | Text] = [
             finding.kind.name,
-            str(finding.image),
+            "all" if finding.kind is Kind.METRIC else str(finding.image),
             where,
             "-" if finding.predicted < 0 else f"{finding.predicted} -> {finding.target}",
             short(finding.radius),

@@ -1,0 +1,149 @@
+"""`attackcheck certify`: worst-case measures of a data set, and what attacks reach."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attackcheck.commands.sources import First, add_source_arguments, load_subject, replay_options
+from attackcheck.errors import InputError
+
+if TYPE_CHECKING:
+    from attackcheck.certification_table import CertificationTable
+    from attackcheck.certifier import Plan
+
+__all__ = ["add_arguments"]
+
+COUNTEREXAMPLES = "attackcheck-counterexamples"
+
+
+def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "certify",
+        help="worst-case accuracy, IoU and more at every eps, and what attacks reach",
+        description="Certifies how far accuracy, IoU and other measures of a data set can fall when every image moves "
+        "by at most eps, and attacks what was certified. Exit code: 0 no certified value was beaten, 1 at least one "
+        "was, 2 could not check, 130 interrupted.",
+    )
+    parser.add_argument(
+        "checkpoint", nargs="?", help="checkpoint, state_dict (with --model) or factory; none: the one that ships"
+    )
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--data", metavar="SPEC", help="scenes[:N], folder:DIR, arrays:FILE.npz, cityscapes:DIR; none: images that ship"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--eps", metavar="LIST", help="budgets such as 0.1,0.3 (default: 0.001 to 1.5)")
+    parser.add_argument("--metric", metavar="FILE", help="also attack the metric claims in this TOML or JSON file")
+    parser.add_argument("--no-attack", action="store_true", help="certify only")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps of every attack (default: 10)")
+    parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative excess of a value that is rounding")
+    parser.add_argument("--strict", action="store_true", help="ROUNDING fails too")
+    parser.add_argument(
+        "--out", metavar="DIR", default=COUNTEREXAMPLES, help=f"counterexamples (default: {COUNTEREXAMPLES})"
+    )
+    parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write one line for each measure and eps")
+    parser.add_argument("--plot", metavar="FILE", help="draw the curves (.png or .svg; needs matplotlib)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no tables, only broken claims and the last line")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    plan = _plan(arguments)
+    from attackcheck.certifier import certify_data
+    from attackcheck.models.datasets import load_data
+    from attackcheck.reporters.certification import CertificationReporter, csv_text
+    from attackcheck.reporters.json import write_whole
+    from attackcheck.subject import Images
+
+    subject = load_subject(arguments)
+    data: Images = load_data(arguments.data)
+    if arguments.images is not None:
+        data = First(data, arguments.images)
+    reporter = CertificationReporter(
+        ["attackcheck", "replay", *replay_options(arguments)], quiet=arguments.quiet, tables=arguments.json != "-"
+    )
+    table: CertificationTable | None = None
+    with reporter:
+        try:
+            for table, done, total in certify_data(subject, data, plan):
+                reporter.progress(table, done, total)
+        except KeyboardInterrupt:
+            if table is None:
+                raise
+            table = dataclasses.replace(table, stopped="interrupted")
+    if table is None:
+        raise InputError("the certification ended without a table")
+    reporter.finish(table)
+    try:
+        text = json.dumps(table.to_dict(), indent=2, allow_nan=False) + "\n"
+        if arguments.json == "-":
+            sys.stdout.write(text)
+        elif arguments.json is not None:
+            write_whole(Path(arguments.json), text)
+        if arguments.csv is not None:
+            write_whole(Path(arguments.csv), csv_text(table))
+    except OSError as error:
+        raise InputError(f"could not write {error.filename}: {error.strerror or error}") from None
+    if arguments.plot is not None:
+        from attackcheck.reporters.curves import draw
+
+        draw(table, Path(arguments.plot))
+    return 130 if table.stopped else table.exit_code(arguments.strict)
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    for name, least in (("images", 1), ("steps", 1), ("threads", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"expected --{name} of at least {least}, got {value}")
+    if not arguments.out or (Path(arguments.out).exists() and not Path(arguments.out).is_dir()):
+        raise InputError(f"expected --out to be a folder, got {arguments.out!r}")
+    from attackcheck.reporters.json import checked_target
+
+    for option in ("json", "csv", "plot"):
+        target = getattr(arguments, option)
+        if target is not None and checked_target(target, f"--{option}") is None and option != "json":
+            raise InputError(f"expected --{option} to name a file, got {target!r}")
+    if arguments.plot is not None:
+        from attackcheck.reporters.curves import check_plot
+
+        check_plot(Path(arguments.plot))
+    import torch
+
+    from attackcheck.certifier import ATTACKS, EPSILONS, Plan
+    from attackcheck.metrics import read_metrics
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    attacks = tuple(dataclasses.replace(attack, steps=arguments.steps) for attack in ATTACKS)
+    return Plan(
+        epsilons=EPSILONS if arguments.eps is None else _epsilons(arguments.eps),
+        attacks=() if arguments.no_attack else attacks,
+        metrics=() if arguments.metric is None else read_metrics(arguments.metric),
+        seed=arguments.seed,
+        device=arguments.device,
+        box=(0.0, 1.0) if arguments.box else None,
+        tolerance=arguments.tolerance,
+        counterexamples=Path(arguments.out),
+    )
+
+
+def _epsilons(text: str) -> tuple[float, ...]:
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+        raise InputError(f"expected --eps like 0.1 or 0.05,0.1,0.3, got {text!r}")
+    return tuple(values)

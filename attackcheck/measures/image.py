@@ -1,0 +1,276 @@
+"""The worst that each budget can do to the counts of one image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attackcheck.measures.components import Components, connected, prices
+from attackcheck.measures.costs import FlipCosts
+from attackcheck.measures.ladder import Ladder
+from attackcheck.measures.names import Measure
+from attackcheck.measures.ratios import Pairs, frontier
+
+__all__ = ["DROPS", "Bounds", "Counts", "ImageBounds", "bounds", "counts"]
+
+Array = np.ndarray[Any, Any]
+
+DROPS = (0.01, 0.05, 0.1, 0.2, 0.5)
+"""How much of a measure is to be lost, for the smallest distance that can do it."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One prediction of one image, counted.
+
+    ``right`` of ``valid`` pixels are as labelled; ``kept`` of ``pixels`` are as in the clean prediction; ``alive`` of
+    ``components`` survive; per class ``(K,)``: labelled ``positives``, ``intersection`` and ``union``.
+    """
+
+    pixels: int
+    kept: int
+    valid: int
+    right: int
+    components: int
+    alive: int
+    positives: Array
+    intersection: Array
+    union: Array
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """At most how much each budget can take, ``(E,)`` or ``(K, E)``; ``pairs[k][e]`` as in ``ratios``."""
+
+    right: Array
+    kept: Array
+    alive: Array
+    intersection: Array
+    pairs: tuple[tuple[Pairs, ...], ...]
+
+
+@dataclass(frozen=True)
+class ImageBounds:
+    """One image: its clean counts, what a shared budget can take, and what the pixels' own radii alone allow.
+
+    ``smallest`` gives for a measure (and class, or None) the smallest distance at which it can lose each of
+    :data:`DROPS`, ``(len(DROPS),)``, infinite where it cannot.
+    """
+
+    clean: Counts
+    joint: Bounds
+    alone: Bounds
+    smallest: dict[tuple[Measure, int | None], Array] = field(default_factory=dict)
+
+
+def counts(
+    predicted: Tensor,
+    clean: Tensor,
+    labels: Tensor | None,
+    valid: Tensor | None,
+    classes: int,
+    components: Components,
+    survivors: int,
+) -> Counts:
+    """Count a prediction.
+
+    Args:
+        predicted: ``(n,)`` int64; -1 is no class.
+        clean: ``(n,)`` the clean prediction.
+        labels, valid: ``(n,)``, None without labels.
+        classes: K.
+        components: of the clean prediction.
+        survivors: how many of them survive here.
+    """
+    zeros = np.zeros(classes, dtype=np.int64)
+    positives, intersection, union, right, total = zeros, zeros, zeros, 0, 0
+    if labels is not None and valid is not None:
+        # A class more for labels and predictions that are none.
+        truth = torch.where((labels >= 0) & (labels < classes), labels, classes)[valid]
+        shown = torch.where(predicted < 0, classes, predicted)[valid]
+        table = torch.bincount(truth * (classes + 1) + shown, minlength=(classes + 1) ** 2)
+        table = table.reshape(classes + 1, classes + 1).cpu()
+        hit = table.diagonal()[:classes]
+        positives, intersection = table.sum(dim=1)[:classes].numpy(), hit.numpy()
+        union = positives + table.sum(dim=0)[:classes].numpy() - intersection
+        right, total = int(hit.sum()), len(truth)
+    return Counts(
+        pixels=len(predicted),
+        kept=int((predicted == clean).sum()),
+        valid=total,
+        right=right,
+        components=len(components.needed),
+        alive=survivors,
+        positives=positives,
+        intersection=intersection,
+        union=union,
+    )
+
+
+def bounds(
+    costs: FlipCosts, labels: Tensor | None, ignore: int, eps: Tensor, *, smallest: bool = True, islands: bool = True
+) -> ImageBounds:
+    """Worst cases of one image at every budget.
+
+    Args:
+        costs: what its flips cost.
+        labels: ``(H, W)`` integers on the costs' device, or None.
+        ignore: the label that counts for nothing.
+        eps: ``(E,)`` budgets, at least 0.
+        smallest: also the smallest distances at which a measure can lose something.
+        islands: also the components, which are found on the CPU.
+    """
+    components = (
+        connected(costs.predicted, costs.shape)
+        if islands
+        else Components(torch.full((len(costs.predicted),), -1), torch.zeros(0, dtype=torch.int64))
+    )
+    flat = None if labels is None else labels.flatten().to(costs.predicted.device)
+    valid = None if flat is None else flat != ignore
+    clean = counts(costs.predicted, costs.predicted, flat, valid, costs.classes, components, len(components.needed))
+    ladders = _Ladders(costs, flat, valid, costs.share)
+    islands_cost = prices(components, costs.nearest)
+    joint = _bounds(ladders, islands_cost, costs.share, eps)
+    alone = joint if costs.share is None else _alone(ladders, islands_cost, eps)
+    found = _smallest(ladders, clean, islands_cost, costs.share) if smallest else {}
+    return ImageBounds(clean, joint, alone, found)
+
+
+class _Ladders:
+    """Sorted costs of every kind of flip of an image."""
+
+    def __init__(self, costs: FlipCosts, labels: Tensor | None, valid: Tensor | None, share: float | None) -> None:
+        self.change = Ladder(costs.nearest, share)
+        self.right: Ladder | None = None
+        self.breaking: list[Ladder] = []
+        self.making: list[Ladder] = []
+        if labels is None or valid is None:
+            return
+        hit = (costs.predicted == labels) & valid
+        self.right = Ladder(costs.nearest[hit], share)
+        for label in range(costs.classes):
+            mine = costs.predicted == label
+            self.breaking.append(Ladder(costs.nearest[hit & mine], share))
+            # Marking what is not for sale as infinitely dear is faster than leaving it out.
+            barred = (labels == label) | mine | ~valid
+            self.making.append(Ladder(costs.towards(label).masked_fill_(barred, math.inf), share))
+
+
+def _bounds(ladders: _Ladders, islands: tuple[Tensor, Tensor], share: float | None, eps: Tensor) -> Bounds:
+    destroyed = [_destroyed(*islands, share, float(budget)) for budget in eps]
+    broken = [ladder.together(eps) for ladder in ladders.breaking]
+    return Bounds(
+        right=_numbers(ladders.right, eps, together=True),
+        kept=_numbers(ladders.change, eps, together=True),
+        alive=np.array(destroyed, dtype=np.int64),
+        intersection=_stack(broken, len(eps)),
+        pairs=tuple(
+            tuple(frontier(breaking, making, eps))
+            for breaking, making in zip(ladders.breaking, ladders.making, strict=True)
+        ),
+    )
+
+
+def _alone(ladders: _Ladders, islands: tuple[Tensor, Tensor], eps: Tensor) -> Bounds:
+    """The same for pixels that each have the whole budget to themselves."""
+    lost = [ladder.alone(eps) for ladder in ladders.breaking]
+    made = [ladder.alone(eps).tolist() for ladder in ladders.making]
+    return Bounds(
+        right=_numbers(ladders.right, eps, together=False),
+        kept=_numbers(ladders.change, eps, together=False),
+        alive=np.array([_destroyed(*islands, None, float(budget)) for budget in eps], dtype=np.int64),
+        intersection=_stack(lost, len(eps)),
+        pairs=tuple(
+            tuple(Pairs(np.array([a]), np.array([b])) for a, b in zip(broken.tolist(), new, strict=True))
+            for broken, new in zip(lost, made, strict=True)
+        ),
+    )
+
+
+def _destroyed(total: Tensor, dearest: Tensor, share: float | None, eps: float) -> int:
+    """How many components a budget destroys, cheapest first among those within reach."""
+    budget = eps * eps * (1.0 + 1e-9)
+    within = dearest <= budget
+    if share is None:
+        return int(within.sum())
+    sums = torch.cumsum(total[within].sort().values, dim=0) * share * share
+    return int((sums <= budget).sum())
+
+
+def _numbers(ladder: Ladder | None, eps: Tensor, *, together: bool) -> Array:
+    if ladder is None:
+        return np.zeros(len(eps), dtype=np.int64)
+    return (ladder.together(eps) if together else ladder.alone(eps)).cpu().numpy()
+
+
+def _stack(rows: list[Tensor], width: int) -> Array:
+    return torch.stack(rows).cpu().numpy() if rows else np.zeros((0, width), dtype=np.int64)
+
+
+def _smallest(
+    ladders: _Ladders, clean: Counts, islands: tuple[Tensor, Tensor], share: float | None
+) -> dict[tuple[Measure, int | None], Array]:
+    found: dict[tuple[Measure, int | None], Array] = {
+        (Measure.STABILITY, None): _falls(ladders.change, clean.kept, clean.pixels)
+    }
+    if clean.components:
+        reach = _island_distances(*islands, share)
+        wanted = [_needed(drop, clean.components) for drop in DROPS]
+        found[Measure.COMPONENTS, None] = np.array([reach[n - 1] if n <= len(reach) else np.inf for n in wanted])
+    if ladders.right is not None and clean.valid:
+        found[Measure.ACCURACY, None] = _falls(ladders.right, clean.right, clean.valid)
+    for label in np.flatnonzero(clean.positives).tolist():
+        breaking, making = ladders.breaking[label], ladders.making[label]
+        positives, hits = int(clean.positives[label]), int(clean.intersection[label])
+        found[Measure.FNR, label] = _falls(breaking, hits, positives)
+        found[Measure.IOU, label] = np.array(
+            [_ratio_falls(breaking, making, hits, int(clean.union[label]), drop) for drop in DROPS]
+        )
+    return found
+
+
+def _needed(drop: float, total: int) -> int:
+    """Least number of flips that take at least this share, never counted too high because of rounding."""
+    return int(np.ceil(drop * total * (1.0 - 1e-12)))
+
+
+def _falls(ladder: Ladder, count: int, total: int) -> Array:
+    wanted = [_needed(drop, total) for drop in DROPS]
+    return np.array([ladder.price(n) if n <= count else np.inf for n in wanted])
+
+
+def _island_distances(total: Tensor, dearest: Tensor, share: float | None) -> Array:
+    """Smallest distance that destroys 1, 2, ... components."""
+    if share is None:
+        distances: Array = dearest.sort().values.sqrt().numpy()
+        return distances
+    # Never more than it takes: the dearest single flip only adds to this.
+    together: Array = (torch.cumsum(total.sort().values, dim=0).sqrt() * share * (1.0 - 1e-9)).numpy()
+    return together
+
+
+def _ratio_falls(breaking: Ladder, making: Ladder, hits: int, union: int, drop: float) -> float:
+    """Smallest distance at which ``(hits - a) / (union + b)`` can be ``drop`` below ``hits / union``."""
+    level = hits / union - drop
+    if level < -1e-12:
+        return np.inf
+    lost = np.arange(hits + 1)
+    device = breaking.single.device
+    if level > 1e-12:
+        made = np.ceil(((hits - lost) / level) * (1.0 - 1e-12) - union).clip(min=0).astype(np.int64)
+    else:
+        made = np.where(lost == hits, 0, len(making) + 1)
+    possible = made <= len(making)  # infinite prices among them
+    a = torch.from_numpy(lost[possible]).to(device)
+    b = torch.from_numpy(made[possible]).to(device)
+    if breaking.total is None or making.total is None:
+        zero = torch.zeros(1, dtype=breaking.single.dtype, device=device)
+        cost = torch.maximum(torch.cat([zero, breaking.single])[a], torch.cat([zero, making.single])[b]).double()
+    else:
+        cost = breaking.total[a] + making.total[b]
+    return float(np.sqrt(float(cost.min()) / max(breaking.slack, making.slack) ** 2)) if len(a) else np.inf

@@ -1,0 +1,254 @@
+"""The console and CSV of a certification."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from attackcheck.certification_table import CertificationTable, MetricFinding, Row
+from attackcheck.errors import printable
+from attackcheck.measures.names import Measure
+from attackcheck.recheck import Verdict
+from attackcheck.reporters.console import plain_console
+from attackcheck.reporters.tables import counted
+
+__all__ = ["CertificationReporter", "csv_text"]
+
+PAIRS = ((Measure.ACCURACY, Measure.MEAN_IOU), (Measure.STABILITY, Measure.COMPONENTS))
+SHORT = {
+    Measure.ACCURACY: "accuracy",
+    Measure.MEAN_IOU: "mean IoU",
+    Measure.STABILITY: "unchanged",
+    Measure.COMPONENTS: "components",
+}
+SHOWN_EPS = (0.01, 0.05, 0.1, 0.3)
+"""Budgets of the tables by class, or the nearest that were asked for."""
+
+
+class CertificationReporter:
+    """Progress on stderr, tables on stdout.
+
+    Args:
+        replay: how a replay command starts, with everything but the counterexample's path.
+        quiet: no tables and no progress, only broken claims and the last line.
+        tables: False leaves stdout to another reporter; everything goes to stderr then.
+    """
+
+    def __init__(self, replay: Sequence[str], *, quiet: bool = False, tables: bool = True) -> None:
+        self._out = plain_console(sys.stdout if tables else sys.stderr)
+        self._err = plain_console(sys.stderr)
+        self._replay = replay
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def progress(self, table: CertificationTable, done: int, total: int) -> None:
+        """What is certified at first, then which image is attacked."""
+        if self._quiet:
+            return
+        if done == 0:
+            self._first(table)
+            if total and self._err.is_terminal:
+                self._bar = Progress(
+                    TextColumn("attacking"),
+                    BarColumn(bar_width=None),
+                    TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+                    TimeElapsedColumn(),
+                    TimeRemainingColumn(),
+                    console=self._err,
+                    transient=True,
+                )
+                self._task = self._bar.add_task("", total=total)
+                self._bar.start()
+        elif self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done)
+        elif total:
+            self._err.print(f"image {done}/{total} attacked")
+
+    def finish(self, table: CertificationTable) -> None:
+        """The tables, what was broken, and one sentence."""
+        if not self._quiet:
+            for title, shown in _tables(table):
+                self._out.print()
+                self._out.print(Text(title, "bold"))
+                self._out.print(shown)
+            self._out.print()
+            self._out.print(_times(table))
+        for finding in table.findings:
+            self._finding(finding)
+        for claim in table.metrics:
+            if not any(finding.claim == claim for finding in table.findings):
+                self._out.print(f"HELD {claim.describe()}")
+        if table.stopped:
+            self._out.print(f"The run is incomplete: {table.stopped}.")
+        self._out.print(_last_line(table))
+
+    def _first(self, table: CertificationTable) -> None:
+        subject = table.subject
+        lines = {
+            "model": str(subject.get("model", "a callable")),
+            "claim": str(subject["claim_text"]),
+            "data": f"{subject['data']}, {counted(table.images, 'image')}",
+            "device": str(subject["device"]),
+        }
+        for name, value in lines.items():
+            self._out.print(Text.assemble((f"{name:6}", "bold"), " ", printable(value)))
+        for measure in (Measure.ACCURACY, Measure.STABILITY):
+            rows = [row for row in table.rows if row.measure is measure]
+            if rows:
+                row = min(rows, key=lambda r: abs(r.eps - 0.1))
+                self._err.print(
+                    f"certified: {measure.title} {_percent(row.clean)} %, at least {_percent(row.certified)} % at eps "
+                    f"{row.eps:g}"
+                )
+                break
+
+    def _finding(self, finding: MetricFinding) -> None:
+        broken = finding.verdict is Verdict.VIOLATED
+        self._out.print(
+            Text.assemble(
+                (finding.verdict.name, "bold red" if broken else "yellow"),
+                f" METRIC {finding.claim.describe()} ({printable(finding.claim.source)}): {finding.value:.6g} under "
+                f"attack by {finding.attack}, distance {finding.distance:.6g}",
+            )
+        )
+        if finding.counterexample is not None:
+            command = [*self._replay[:2], str(finding.counterexample), *self._replay[2:]]
+            self._out.print("  " + shlex.join(command), soft_wrap=True)
+
+
+def csv_text(table: CertificationTable) -> str:
+    """One line for each measure, class and eps; empty cells where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["measure", "class", "name", "eps", "clean", "certified", "per_pixel", "attacked", "constant"])
+    for row in table.rows:
+        numbers = (row.clean, row.certified, row.per_pixel, row.attacked, row.constant)
+        cells = ["" if value is None or math.isnan(value) else repr(float(value)) for value in numbers]
+        name = "" if row.cls is None else _class_name(table, row.cls)
+        writer.writerow([row.measure.value, "" if row.cls is None else row.cls, name, repr(row.eps), *cells])
+    return text.getvalue()
+
+
+def _tables(table: CertificationTable) -> list[tuple[str, Table]]:
+    title = "Worst case over every perturbation up to eps, in percent"
+    shown = [(title, _curves(table, pair)) for pair in PAIRS if any(row.measure in pair for row in table.rows)]
+    beside = ": certified / attacked" if table.attacks else ": certified"
+    for measure in (Measure.IOU, Measure.FNR):
+        if any(row.measure is measure for row in table.rows):
+            shown.append((f"{measure.title} of each class, in percent{beside}", _by_class(table, measure)))
+    if any(entry.label is None for entry in table.smallest):
+        shown.append(("Smallest eps that could take so much of an image's measure", _smallest(table)))
+    return shown
+
+
+def _curves(table: CertificationTable, pair: Sequence[Measure]) -> Table:
+    present = [measure for measure in pair if any(row.measure is measure for row in table.rows)]
+    made = _table()
+    made.add_column("\neps", justify="right", no_wrap=True)
+    attacked = bool(table.attacks)
+    columns = ("certified", "per pixel", *(("attacked",) if attacked else ()))
+    for measure in present:
+        for place, name in enumerate(columns):
+            made.add_column(f"{SHORT[measure] if place == 0 else ''}\n{name}", justify="right", no_wrap=True)
+    rows = {(row.measure, row.eps): row for row in table.rows}
+    first = [rows[measure, table.epsilons[0]] for measure in present]
+    blank = [""] * (len(columns) - 1)
+    made.add_row("clean", *[cell for row in first for cell in (_percent(row.clean), *blank)])
+    for eps in table.epsilons:
+        cells = []
+        for measure in present:
+            row = rows[measure, eps]
+            values = (row.certified, row.per_pixel, row.attacked)[: len(columns)]
+            cells += [_percent(value) for value in values]
+        made.add_row(f"{eps:g}", *cells)
+    made.add_row("constant", *[cell for row in first for cell in (_percent(row.constant), *blank)])
+    return made
+
+
+def _by_class(table: CertificationTable, measure: Measure) -> Table:
+    budgets = list(dict.fromkeys(min(table.epsilons, key=lambda e: abs(e - want)) for want in SHOWN_EPS))
+    attacked = bool(table.attacks)
+    made = _table()
+    made.add_column("class", overflow="fold")
+    made.add_column("clean", justify="right", no_wrap=True)
+    for eps in budgets:
+        made.add_column(f"eps {eps:g}", justify="right", no_wrap=True)
+    rows = {(row.cls, row.eps): row for row in table.rows if row.measure is measure}
+    for cls in dict.fromkeys(cls for cls, _ in rows):
+        cells = [_cell(rows[cls, eps], attacked) for eps in budgets]
+        name = _class_name(table, cls if cls is not None else 0)
+        made.add_row(Text(printable(name)), _percent(rows[cls, budgets[0]].clean), *cells)
+    return made
+
+
+def _cell(row: Row, attacked: bool) -> str:
+    return _percent(row.certified) + (f" / {_percent(row.attacked)}" if attacked else "")
+
+
+def _smallest(table: CertificationTable) -> Table:
+    made = _table()
+    made.add_column("measure", no_wrap=True)
+    for name in ("loss", "mean", "5 %", "median", "95 %", "reachable"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for entry in table.smallest:
+        if entry.label is None:
+            numbers = [_distance(value) for value in (entry.mean, *entry.quantiles)]
+            reached = f"{entry.reachable}/{entry.images}"
+            made.add_row(entry.measure.title, f"{100 * entry.drop:g} %", *numbers, reached)
+    return made
+
+
+def _class_name(table: CertificationTable, cls: int) -> str:
+    return table.classes[cls] if table.classes is not None and cls < len(table.classes) else str(cls)
+
+
+def _times(table: CertificationTable) -> str:
+    seconds = table.seconds
+    return (
+        f"Seconds: model {seconds['model']:.1f}, certificates {seconds['certificate']:.1f}, "
+        f"attacks {seconds['attacks']:.1f}.\n"
+        f"All margins are taken {table.logit_error:.1e} smaller than float32 says."
+    )
+
+
+def _last_line(table: CertificationTable) -> Text:
+    certified = sum(not math.isnan(row.certified) for row in table.rows)
+    if table.violations:
+        broken = counted(len(table.violations), "violation")
+        return Text.assemble(("UNSOUND ", "bold red"), f"{broken} of metric claims on {counted(table.images, 'image')}")
+    if not table.attacks:
+        return Text(f"{certified:,} values certified on {counted(table.images, 'image')}, nothing attacked")
+    names = ", ".join(table.attacks)
+    return Text(f"0 violations of {certified:,} certified values on {counted(table.images, 'image')} ({names})")
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _distance(value: float) -> str:
+    return "-" if math.isinf(value) else f"{value:.4g}"

@@ -1,0 +1,107 @@
+"""Time of certification against the network's own forward pass, on one image.
+
+    python benchmarks/certify.py [--network isounet-xs] [--size 1024x1024] [--device cpu] [--repeats 7] [--json FILE]
+
+Certification is all that `attackcheck certify` computes from an image's logits: flip costs, sorting, and at every eps
+the worst case of accuracy, stability, false-negative rates and IoUs, joint and per pixel. Rows below it add what is not
+always wanted. Forward pass and certification take turns on the same logits in one run, warmed up and synchronised;
+seconds are of this process (wall clock on a GPU), ratios are medians over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import attackcheck as ac
+from attackcheck.certifier import EPSILONS
+from attackcheck.measures import FlipCosts, bounds, dataset
+from attackcheck.measures.shared import Weights, most_lost
+from attackcheck.models.datasets import load_data
+from attackcheck.models.shelf import NAMES, shipped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NAMES, default=NAMES[0])
+    parser.add_argument("--size", default="1024x1024")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = arguments.device
+    subject = ac.load(shipped(arguments.network))
+    model = subject.model.to(device)  # type: ignore[attr-defined]
+    sample = load_data(f"scenes:1:3:{arguments.size}")[0]
+    assert sample.labels is not None
+    image, labels = sample.image[None].to(device), sample.labels.to(device)
+    with torch.no_grad():
+        logits = model(image)[0]
+    eps = torch.tensor(EPSILONS, dtype=torch.float64)
+    costs = FlipCosts(subject.claim, logits)
+    counts = bounds(costs, labels, 255, eps).clean
+    weights = Weights(
+        torch.from_numpy(counts.intersection),
+        torch.from_numpy(counts.union),
+        torch.from_numpy(np.asarray(dataset.counted_classes([counts]))),
+    )
+
+    def forward() -> object:
+        with torch.no_grad():
+            return model(image)
+
+    def certify(count: int) -> Callable[[], object]:
+        budgets = eps[-count:] if count > 1 else eps[5:6]
+        return lambda: bounds(FlipCosts(subject.claim, logits), labels, 255, budgets, smallest=False, islands=False)
+
+    flat = labels.flatten()
+    works: dict[str, Callable[[], object]] = {
+        "certification at one eps": certify(1),
+        f"certification at {len(eps)} eps": certify(len(eps)),
+        "with components": lambda: bounds(FlipCosts(subject.claim, logits), labels, 255, eps, smallest=False),
+        "with components and smallest eps": lambda: bounds(FlipCosts(subject.claim, logits), labels, 255, eps),
+        "mean IoU on one budget, alone": lambda: most_lost(costs, flat, flat != 255, weights, eps),
+    }
+    table = Table("work", "ms", "over forward", title=f"{arguments.network}, {arguments.size}, {device}")
+    rows = []
+    for name, work in works.items():
+        forward(), work()
+        pairs = [(_seconds(forward, device), _seconds(work, device)) for _ in range(arguments.repeats)]
+        row = {
+            "work": name,
+            "forward_ms": 1e3 * statistics.median(pair[0] for pair in pairs),
+            "ms": 1e3 * statistics.median(pair[1] for pair in pairs),
+            "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
+        }
+        rows.append(row)
+        table.add_row(name, f"{row['ms']:.0f}", f"{row['ratio']:.2f}")
+    table.add_row("forward pass", f"{rows[0]['forward_ms']:.0f}", "1.00")
+    Console(width=100).print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    if device == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
