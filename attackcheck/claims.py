@@ -7,6 +7,8 @@ float64 from the logits as they come: the difference of two float32 numbers is t
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 
-__all__ = ["Claim", "ClassPairClaim", "LipschitzClaim", "RadiusClaim", "Scope", "margins"]
+__all__ = ["Claim", "ClassPairClaim", "LipschitzClaim", "RadiusClaim", "Scope", "margins", "takes_model"]
 
 Scope = Literal["joint", "pixel"]
 SQRT2 = math.sqrt(2.0)
@@ -305,19 +307,32 @@ class RadiusClaim:
     """Radii from somebody's certifier; nothing else is known about them.
 
     Args:
-        certifier: an array ``(N, H, W)`` of radii for the images in order, or a function from images
-            ``(B, C, H, W)`` to radii ``(B, H, W)``. A function is also asked at perturbed images (TWO_BALL).
+        certifier: an array ``(N, H, W)`` of radii for the images in order; or a function from images ``(B, C, H, W)``
+            to radii ``(B, H, W)``; or one with three required positional parameters, ``(model, images, lipschitz)``.
+            A function is also asked at perturbed images (TWO_BALL), and one of three parameters at gadgets: networks
+            with known distances.
+        lipschitz: the constant that is handed to a certifier of three parameters.
         source: where the radii come from.
 
     Raises:
-        InputError: if an array is not three-dimensional, or holds NaN or a negative radius.
+        InputError: if an array is not three-dimensional, or holds NaN or a negative radius; if the certifier takes a
+            constant and there is none, or there is one that it does not take.
     """
 
-    certifier: np.ndarray[Any, Any] | Tensor | Callable[[Tensor], Any]
+    certifier: np.ndarray[Any, Any] | Tensor | Callable[..., Any]
+    lipschitz: float | None = field(default=None, kw_only=True)
     source: str = "given"
     _stored: Tensor | None = field(init=False, repr=False, default=None)
+    _model: Callable[[Tensor], Tensor] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.takes_model and self.lipschitz is None:
+            raise InputError("expected a Lipschitz constant for a certifier (model, images, lipschitz), got none")
+        if self.lipschitz is not None:
+            if not self.takes_model:
+                raise InputError("expected a Lipschitz constant only for a certifier (model, images, lipschitz)")
+            if not (math.isfinite(self.lipschitz) and self.lipschitz > 0):
+                raise InputError(f"expected a positive, finite Lipschitz constant, got {self.lipschitz!r}")
         if callable(self.certifier):
             return
         radii = torch.as_tensor(self.certifier).detach().double().cpu()
@@ -325,6 +340,19 @@ class RadiusClaim:
             raise InputError(f"expected radii of shape (N, H, W), got {tuple(radii.shape)}")
         _check_radii(radii)
         object.__setattr__(self, "_stored", radii)
+
+    @property
+    def takes_model(self) -> bool:
+        """Whether the certifier is a function of model, images and constant, so that it can be run on any model."""
+        return callable(self.certifier) and takes_model(self.certifier)
+
+    def of(self, model: Callable[[Tensor], Tensor]) -> RadiusClaim:
+        """The same claim about this very model; without effect unless the certifier takes one."""
+        if not self.takes_model:
+            return self
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_model", model)
+        return bound
 
     @property
     def joint_factor(self) -> float | None:
@@ -343,7 +371,8 @@ class RadiusClaim:
 
     def describe(self) -> str:
         """Where the radii come from."""
-        return f"certified radii, {self.source}"
+        constant = "" if self.lipschitz is None else f" with L = {self.lipschitz:.6g}"
+        return f"certified radii{constant}, {self.source}"
 
     def radii(self, images: Tensor, logits: Tensor, index: int | None) -> Tensor | None:
         """The given radii of image ``index``, or the certifier's answer; None where an array says nothing."""
@@ -355,7 +384,7 @@ class RadiusClaim:
                 raise InputError(f"expected radii for image {index}, got {self._stored.shape[0]} maps of radii")
             radii = self._stored[index : index + 1]
         elif callable(self.certifier):
-            radii = torch.as_tensor(self.certifier(images)).detach().double()
+            radii = torch.as_tensor(self._ask(self.certifier, images)).detach().double()
             if index is None and bool(radii.isnan().any()):
                 return None
             _check_radii(radii)
@@ -373,7 +402,30 @@ class RadiusClaim:
 
     def to_dict(self) -> dict[str, Any]:
         """Kind and source."""
-        return {"kind": "radii", "source": self.source}
+        return {"kind": "radii", "L": self.lipschitz, "source": self.source}
+
+    def _ask(self, certifier: Callable[..., Any], images: Tensor) -> Any:
+        images = images.clone()  # a certifier that works in place must not reach the image
+        if self.lipschitz is not None and self._model is None:
+            raise InputError("expected a claim about a model: call claim.of(model) first")
+        try:
+            if self.lipschitz is None:
+                return certifier(images)
+            return certifier(self._model, images, self.lipschitz)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise InputError(f"the certifier failed: {in_one_line(error)}") from error
+
+
+def takes_model(certifier: Callable[..., Any]) -> bool:
+    """Whether a certifier has three required positional parameters: model, images, Lipschitz constant."""
+    try:
+        parameters = inspect.signature(certifier).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) == 3
 
 
 def _check_radii(radii: Tensor) -> None:

@@ -246,6 +246,8 @@ def replay(
             logits = check_logits(deployed, image).clone()
         except InputError as error:
             return Replay(Outcome.CANNOT_CHECK, None, str(error))
+        if isinstance(recorded, RadiusClaim):
+            recorded = recorded.of(copy)
         judge = Judge(deployed, Reference(copy, image), recorded, tolerance=example.tolerance, device=device)
         radius = recorded.radii(image, logits, 0 if claim is None else example.image)
         if radius is None:
@@ -262,7 +264,7 @@ def replay(
 
 
 def _judge(judge: Judge, scene: Scene, example: Counterexample) -> Judgement | None:
-    if example.kind is Kind.PIXEL and example.pixel is not None:
+    if example.kind in (Kind.PIXEL, Kind.GADGET) and example.pixel is not None:
         return judge.pixel(scene, example.perturbed, *example.pixel)
     if example.kind is Kind.TWO_BALL:
         return judge.two_ball(scene, example.perturbed)

@@ -15,6 +15,7 @@ import torch
 from attackcheck import preflight
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.certifier import Plan, certify_data
+from attackcheck.claims import RadiusClaim
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import Audited, Event, Finding, RunFinished, RunStarted, Warned
 from attackcheck.examination import Bench, StopEarly
@@ -25,10 +26,14 @@ from attackcheck.report import Report, Violation
 from attackcheck.selection import HOW
 from attackcheck.subject import Images, Settings, Subject
 from attackcheck.tally import Tally
+from attackcheck.trial import trial
 
 __all__ = ["INTERRUPTED", "run"]
 
 INTERRUPTED = "interrupted"
+
+BEFORE = -1
+"""Number under which is kept what was found before the first image."""
 
 
 def run(subject: Subject, data: Images, settings: Settings) -> Iterator[Event]:
@@ -72,6 +77,7 @@ class _Run:
         failed = False
         try:
             yield from self._audited()
+            yield from self._counted(self._trial())
             yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
             yield from self._metrics()
         except StopEarly as stop:
@@ -79,8 +85,8 @@ class _Run:
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         except (Exception, SystemExit) as error:
-            if not any(tally.radii for tally in self._tallies.values()):
-                raise  # nothing was attacked yet
+            if not any(tally.radii or tally.findings for tally in self._tallies.values()):
+                raise  # nothing was found yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
         yield RunFinished(self._report(stopped, failed))
@@ -118,6 +124,12 @@ class _Run:
             violation = found.as_violation(self._data.name, table.images)
             self._metric_findings.append(violation)
             yield Finding(violation)
+    def _trial(self) -> Iterator[Event]:
+        """A certifier that can be run on any model is first run on networks whose distances are known."""
+        claim = self._subject.claim
+        if isinstance(claim, RadiusClaim) and claim.takes_model:
+            tally = self._tallies[BEFORE] = Tally(self._data.ignore)
+            yield from trial(claim, self._settings, tally)
 
     def _one_by_one(self) -> Iterator[Event]:
         for index in range(len(self._data)):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attackcheck import preflight
+from attackcheck import metamorphic, preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.crops import Crops
+from attackcheck.claims import RadiusClaim
 from attackcheck.errors import InputError
 from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, Warned
 from attackcheck.judging import Examiner
@@ -43,12 +45,16 @@ class Bench:
     """
 
     def __init__(self, subject: Subject, data: Images, settings: Settings) -> None:
-        self._subject = subject
         self._data = data
         self._settings = settings
         self._frozen = frozen(subject.model)
+        self._given = subject.model
+        self._copied = self._frozen is not subject.model
         if isinstance(self._frozen, torch.nn.Module):
             self._frozen.to(settings.device)
+        if isinstance(subject.claim, RadiusClaim):
+            subject = replace(subject, claim=subject.claim.of(self._frozen))
+        self._subject = subject
         self._model = guarded(self._frozen)
         self._judge: Judge | None = None
         self._fields: dict[tuple[int, ...], Field | None] = {}
@@ -56,7 +62,7 @@ class Bench:
     @property
     def independent(self) -> bool:
         """Whether the model could be copied, so that other benches may work at the same time."""
-        return self._frozen is not self._subject.model
+        return self._copied
 
     def examine(self, index: int, tally: Tally, stop: Callable[[], str | None]) -> Iterator[Event]:
         """Attack one image, judge what was found and add it to ``tally``.
@@ -117,6 +123,9 @@ class Bench:
             self._judge = Judge(self._model, reference, claim, tolerance=settings.tolerance, device=settings.device)
             found = preflight.warnings_of(self._model, image[None], logits, radius, reference.precision)
             warnings = [Warned(code, message) for code, message in found] if index == 0 else []
+            if index == 0 and isinstance(claim, RadiusClaim):
+                said = metamorphic.warnings_of(claim, self._given, self._frozen, image[None], radius)
+                warnings += [Warned(code, message) for code, message in said]
         if sample.labels is not None and not claim.cheap:
             # What a certifier says of ignored pixels binds nobody.
             radius = torch.where((sample.labels == self._data.ignore).to(radius.device), 0.0, radius)
@@ -186,6 +195,9 @@ class Bench:
         if not work.regions and any(stage.objective == "region" for stage in stages):
             wanted = " or ".join(request.describe() for request in self._settings.regions)
             yield Warned("AC114", f"image {work.name} has no {wanted}")
+        ties = 0 if self._subject.claim.cheap else metamorphic.tied(work.logits[None].cpu(), work.scene.radius[None])
+        if ties:
+            yield Warned("AC118", f"{ties} tied pixels of {work.name} have a positive radius: a tie has distance 0")
         if work.labels is not None:
             beyond = int(((work.labels != self._data.ignore) & (work.labels >= work.logits.shape[0])).sum())
             if beyond:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim, Scope
+from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim, Scope, takes_model
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.subject import Subject
 
-__all__ = ["load"]
+__all__ = ["load", "load_certifier"]
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors", ".ckpt", ".bin")
 
@@ -41,14 +41,16 @@ def load(
         lipschitz: a constant that replaces the claim that came with the model.
         scope: ``"joint"`` or ``"pixel"``, what ``lipschitz`` is about (joint by default).
         code: False takes ``source`` for a file, whatever it looks like: for names that the user did not type.
-        radii: ``FILE.npz`` with an array ``radii`` (N, H, W), or ``pkg.mod:NAME``, a certifier of images; it replaces
-            the claim.
+        radii: ``FILE.npz`` with an array ``radii`` (N, H, W), or ``FILE.py:NAME`` or ``pkg.mod:NAME``, a certifier of
+            images, or of model, images and ``lipschitz``; it replaces the claim.
 
     Raises:
         InputError: with one sentence, for anything that cannot be used.
     """
-    if lipschitz is not None and radii is not None:
+    if lipschitz is not None and radii is not None and radii.endswith(".npz"):
         raise InputError("expected one claim, got both a Lipschitz constant and radii")
+    if scope is not None and radii is not None:
+        raise InputError("expected --scope beside a Lipschitz claim: it says nothing of radii")
     if scope is not None and lipschitz is None:
         raise InputError("expected --lipschitz beside --scope: a scope alone says nothing")
     if code and model is None and source is not None and _is_factory(str(source)):
@@ -125,14 +127,12 @@ def _fill(network: object, path: Path) -> Mapping[str, Any]:
 
 
 def _claim(lipschitz: float | None, scope: Scope | None, radii: str | None) -> Claim | None:
-    if lipschitz is not None:
-        if not (math.isfinite(lipschitz) and lipschitz > 0):
-            raise InputError(f"expected --lipschitz above 0 and finite, got {lipschitz:g}")
-        return LipschitzClaim(lipschitz, scope or "joint", source="given by --lipschitz")
+    if lipschitz is not None and not (math.isfinite(lipschitz) and lipschitz > 0):
+        raise InputError(f"expected --lipschitz above 0 and finite, got {lipschitz:g}")
     if radii is None:
-        return None
+        return None if lipschitz is None else LipschitzClaim(lipschitz, scope or "joint", source="given by --lipschitz")
     if not radii.endswith(".npz"):
-        return RadiusClaim(_named(radii), source=radii)
+        return load_certifier(radii, lipschitz)
     try:
         with np.load(radii, allow_pickle=False) as archive:
             if "radii" not in archive:
@@ -144,6 +144,23 @@ def _claim(lipschitz: float | None, scope: Scope | None, radii: str | None) -> C
         raise InputError(
             f"expected an .npz file with an array 'radii' in {radii}, could not read it ({type(error).__name__})"
         ) from None
+
+
+def load_certifier(spec: str, lipschitz: float | None) -> RadiusClaim:
+    """The certifier that ``FILE.py:NAME`` or ``pkg.mod:NAME`` names, with its constant; this runs the user's own code.
+
+    Raises:
+        InputError: if there is none, if it takes a constant and there is none, or the other way round.
+    """
+    certifier = _named(spec)
+    if takes_model(certifier) and lipschitz is None:
+        raise InputError(f"expected --lipschitz L beside --radii {spec}, which takes (model, images, lipschitz)")
+    if lipschitz is not None and not takes_model(certifier):
+        raise InputError(
+            f"expected one claim, got both a Lipschitz constant and radii: {spec} does not take "
+            "(model, images, lipschitz)"
+        )
+    return RadiusClaim(certifier, lipschitz=lipschitz, source=spec)
 
 
 def _named(spec: str) -> Callable[..., Any]:

@@ -116,6 +116,7 @@ class DetectionLimit:
     pixel: float = math.inf
     set: float = math.inf
     map: float = math.inf
+    gadget: float = math.inf  # of the certifier's formula alone: a wrong constant does not show on gadgets
 
     @property
     def least(self) -> float:
@@ -224,6 +225,7 @@ class Report:
                 "pixel": _number(self.limit.pixel),
                 "set": _number(self.limit.set),
                 "map": _number(self.limit.map),
+                "gadget": _number(self.limit.gadget),
                 "least": _number(self.limit.least),
             },
             "tightness": {a.name: {str(q): _number(v) for q, v in a.tightness.items()} for a in self.attacks},

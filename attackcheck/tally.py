@@ -174,7 +174,12 @@ class Tally:
             (float(_ratio(p.radius, p.distance)[p.confirmed].max(initial=0.0)) for p in self._pixels), default=0.0
         )
         sets = max(self._ratios.get(Kind.SET, 0.0), self._ratios.get(Kind.TWO_BALL, 0.0))
-        return DetectionLimit(_inverse(pixel), _inverse(sets), _inverse(self._ratios.get(Kind.LIPSCHITZ, 0.0)))
+        return DetectionLimit(
+            _inverse(pixel),
+            _inverse(sets),
+            _inverse(self._ratios.get(Kind.LIPSCHITZ, 0.0)),
+            _inverse(self._ratios.get(Kind.GADGET, 0.0)),
+        )
 
     def attacks(self, order: Sequence[str]) -> tuple[AttackSummary, ...]:
         """One summary per attack that ran, in this order; attacks beyond it come last."""

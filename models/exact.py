@@ -38,10 +38,16 @@ def polyhedron_distance(gram: Tensor, gap: Tensor, rank: int) -> Tensor:
     `gram` (N, M, M) holds the products `a_m . a_n`, `gap` (N, M); at most `rank` inequalities are active at once.
     Returns (N,) float64, infinite where no d exists (or only degenerate ones).
     """
+    return _shortest(gram, gap, rank)[0]
+
+
+def _shortest(gram: Tensor, gap: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Length (N,) of the shortest d, and the multipliers (N, M) of the `a_m` that it is made of."""
     gram, gap = gram.double(), gap.double()
     scale = gap.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
     tolerance = 1e-9 * scale
     best = torch.where((gap <= 0).all(1), 0.0, torch.inf).double()
+    multipliers = torch.zeros_like(gap)
     for size in range(1, min(rank, gap.shape[1]) + 1):
         for active in combinations(range(gap.shape[1]), size):
             s = list(active)
@@ -51,8 +57,11 @@ def polyhedron_distance(gram: Tensor, gap: Tensor, rank: int) -> Tensor:
             reached = (gram[:, :, s] @ multiplier.unsqueeze(2)).squeeze(2)  # a_m . d
             square = (multiplier * right).sum(1)
             valid = (info == 0) & (reached >= gap - tolerance.unsqueeze(1)).all(1) & (multiplier >= 0).all(1)
-            best = torch.where(valid & (square >= 0), torch.minimum(best, square.clamp_min(0).sqrt()), best)
-    return best
+            length = torch.where(valid & (square >= 0), square.clamp_min(0).sqrt(), torch.inf)
+            full = torch.zeros_like(gap).index_copy(1, torch.tensor(s, device=gap.device), multiplier)
+            multipliers = torch.where((length < best).unsqueeze(1), full, multipliers)
+            best = torch.minimum(best, length)
+    return best, multipliers
 
 
 class _Affine(nn.Module):
@@ -96,6 +105,28 @@ class _Affine(nn.Module):
         distance = torch.where(lengths > 0, -gap / lengths, torch.inf)
         distance.scatter_(1, prediction.unsqueeze(1), torch.inf)
         return distance.amin(1).reshape(image.shape[1:])
+
+    @torch.no_grad()
+    def nearest_flip(self, image: Tensor, row: int, column: int) -> Tensor:
+        """The closest point of the decision boundary of one pixel of `image` (C, H, W), in float64."""
+        image = image.double()
+        _, height, width = image.shape
+        pixel = row * width + column
+        logits = self._logits(image).flatten(1).T[pixel]  # (K,)
+        rows = self._rows(height, width).double()
+        own = rows[0] if len(rows) == 1 else rows[pixel]  # (K, C) of the pixel, or (K, C*H*W)
+        label = int(logits.argmax())
+        normal = own - own[label]  # towards each other class
+        gap = logits[label] - logits
+        norm = normal.norm(dim=1)
+        rival = int(torch.where(norm > 0, gap / norm, torch.inf).argmin())
+        delta = gap[rival] / norm[rival].square() * normal[rival]
+        nearest = image.clone()
+        if len(rows) == 1:
+            nearest[:, row, column] += delta
+        else:
+            nearest += delta.reshape(image.shape)
+        return nearest
 
     @torch.no_grad()
     def flip_distance_to(self, image: Tensor, target: int) -> Tensor:
@@ -206,9 +237,11 @@ class PiecewisePixel(nn.Module):
         logits: Tensor = self.forward(image.double().unsqueeze(0))[0]
         return logits.flatten(1).T  # (H*W, K)
 
-    def _distance(self, pixels: Tensor, piece: Piece, better: list[Tensor], worse: list[Tensor]) -> Tensor:
-        """Distance of pixels (N, C) to where, inside the piece, class better[j] reaches worse[j] (N,) for all j."""
-        number, channels = pixels.shape
+    def _inequalities(
+        self, pixels: Tensor, piece: Piece, better: list[Tensor], worse: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Normals (N, M, C) and gaps (N, M) of: inside the piece, class better[j] reaches worse[j] (N,) for all j."""
+        number = len(pixels)
         rows = [piece.region.expand(number, -1, -1)]
         gaps = [piece.edge - pixels @ piece.region.T]
         logits = pixels @ piece.weight.T + piece.bias
@@ -216,8 +249,29 @@ class PiecewisePixel(nn.Module):
         for up, down in zip(better, worse, strict=True):
             rows.append((piece.weight[up] - piece.weight[down]).unsqueeze(1))
             gaps.append((logits[index, down] - logits[index, up]).unsqueeze(1))
-        normals = torch.cat(rows, 1)  # (N, M, C)
-        return polyhedron_distance(normals @ normals.transpose(1, 2), torch.cat(gaps, 1), channels)
+        return torch.cat(rows, 1), torch.cat(gaps, 1)
+
+    def _distance(self, pixels: Tensor, piece: Piece, better: list[Tensor], worse: list[Tensor]) -> Tensor:
+        """Distance of pixels (N, C) to where, inside the piece, class better[j] reaches worse[j] (N,) for all j."""
+        normals, gaps = self._inequalities(pixels, piece, better, worse)
+        return polyhedron_distance(normals @ normals.transpose(1, 2), gaps, pixels.shape[1])
+
+    @torch.no_grad()
+    def nearest_flip(self, image: Tensor, row: int, column: int) -> Tensor:
+        """The closest point of the decision boundary of one pixel of `image` (C, H, W), in float64."""
+        pixel = image.double()[:, row, column].unsqueeze(0)
+        logits = self._logits(pixel[0, :, None, None])
+        label = logits.argmax(1)
+        best, delta = torch.inf, torch.zeros_like(pixel[0])
+        for piece in self.pieces():
+            for step in range(1, logits.shape[1]):
+                normals, gaps = self._inequalities(pixel, piece, [(label + step) % logits.shape[1]], [label])
+                length, multipliers = _shortest(normals @ normals.transpose(1, 2), gaps, len(delta))
+                if float(length) < best:
+                    best, delta = float(length), multipliers[0] @ normals[0]
+        nearest = image.double().clone()
+        nearest[:, row, column] += delta
+        return nearest
 
     @torch.no_grad()
     def flip_distance(self, image: Tensor) -> Tensor:

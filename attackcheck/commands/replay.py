@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attackcheck.commands.sources import add_source_arguments, check_device
-from attackcheck.errors import InputError, printable
+from attackcheck.errors import InputError, in_one_line, printable
+
+if TYPE_CHECKING:
+    from attackcheck.counterexample import Counterexample, Replay
 
 __all__ = ["add_arguments"]
 
@@ -29,10 +32,10 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from attackcheck.counterexample import Outcome, load_counterexample, replay
+    from attackcheck.counterexample import load_counterexample, replay
     from attackcheck.loading import load
     from attackcheck.metric_counterexample import is_metric
-    from attackcheck.reporters.console import plain_console
+    from attackcheck.probe import Kind
 
     check_device(arguments.device)
     if is_metric(Path(arguments.file)):
@@ -42,6 +45,8 @@ def _run(arguments: argparse.Namespace) -> int:
     given = arguments.lipschitz is not None or arguments.radii is not None
     if arguments.scope is not None and not given:
         raise InputError("expected --lipschitz beside --scope: a scope alone says nothing")
+    if example.kind is Kind.GADGET:
+        return _show(example, {}, _replayed_gadget(arguments, example))
     subject = load(
         _checkpoint(arguments, recorded),
         model=arguments.model,
@@ -52,6 +57,35 @@ def _run(arguments: argparse.Namespace) -> int:
         code=arguments.checkpoint is not None,
     )
     result = replay(example, subject.model, subject.claim if given else None, device=arguments.device)
+    return _show(example, subject.meta, result)
+
+
+def _replayed_gadget(arguments: argparse.Namespace, example: Counterexample) -> Replay:
+    """On a gadget the network is ours, and so is the constant; the certifier is asked again if --radii names it."""
+    from attackcheck.claims import RadiusClaim
+    from attackcheck.counterexample import replay
+    from attackcheck.gadgets import gadget
+    from attackcheck.loading import load_certifier
+    from attackcheck.trial import radii_of
+
+    tried = gadget(str(example.subject.get("model")))
+    claim = None
+    if arguments.radii is not None:
+        certifier = load_certifier(arguments.radii, tried.lipschitz)
+        try:
+            claim = RadiusClaim(radii_of(certifier, tried, arguments.device), source=arguments.radii)
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"the certifier {arguments.radii} fails on {example.image_name}: {in_one_line(error)}"
+            ) from error
+    return replay(example, tried.network(), claim, device=arguments.device)
+
+
+def _show(example: Counterexample, meta: Mapping[str, Any], result: Replay) -> int:
+    from attackcheck.counterexample import Outcome
+    from attackcheck.reporters.console import plain_console
+
+    recorded = example.subject
     out = plain_console(sys.stdout)
     where = "the logit map" if example.pixel is None else "pixel {}, {}".format(*example.pixel)
     name, attack = printable(example.image_name), printable(example.attack)
@@ -59,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> int:
     changed = [
         name
         for name in ("sha256", "factory_sha256")
-        if recorded.get(name) and subject.meta.get(name) and recorded[name] != subject.meta[name]
+        if recorded.get(name) and meta.get(name) and recorded[name] != meta[name]
     ]
     if changed:
         out.print("the model is not the one that the counterexample was made with (another SHA-256)")

@@ -26,7 +26,12 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scope", choices=("joint", "pixel"), help="what L is about: the whole logit map, or each pixel"
     )
-    parser.add_argument("--radii", metavar="FILE.npz", help="check these radii (N, H, W); or pkg.mod:NAME, a certifier")
+    parser.add_argument(
+        "--radii",
+        metavar="FILE.npz",
+        help="check these radii (N, H, W); or pkg.mod:NAME or FILE.py:NAME, a certifier of (images), or of "
+        "(model, images, lipschitz), which --lipschitz is handed to",
+    )
     parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
 
 

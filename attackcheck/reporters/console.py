@@ -183,6 +183,8 @@ class ConsoleReporter:
             where = "the logit map" if violation.pixel is None else f"pixel {violation.pixel}"
             if violation.statement is not None:
                 where = violation.statement
+            if violation.kind is Kind.GADGET:
+                where = f"of {violation.image_name}, {where}"
             self._say(
                 Text.assemble(
                     ("VIOLATED ", "bold red"),
@@ -268,6 +270,11 @@ def _sentences(report: Report) -> list[str]:
         lines.append(
             f"Detection limit: any uniform inflation of the radii above x {_up(limit.least)} would have been found "
             f"({', '.join(parts)})."
+        )
+    if math.isfinite(limit.gadget) and report.sound:
+        lines.append(
+            f"The certifier held on gadgets, networks with known distances: its radii reach {1 / limit.gadget:.5f} of "
+            "the distance."
         )
     if report.unchecked:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.unchecked.items())

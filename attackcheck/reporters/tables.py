@@ -107,6 +107,8 @@ def violation_table(title: str, findings: Sequence[Violation], width: int) -> Ta
             where = counted(finding.pixels, "image")
         if finding.pixel is not None:
             where = "{}, {}".format(*finding.pixel)
+        if finding.kind is Kind.GADGET:
+            where = f"{finding.image_name.partition(':')[2]} {where}"
         if finding.kind is Kind.TWO_BALL and finding.pixels > 1:
             where += f" (+{finding.pixels - 1})"
         row: list[str | Text] = [
