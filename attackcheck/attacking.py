@@ -25,7 +25,7 @@ from attackcheck.selection import seed_of
 from attackcheck.subject import Model, Settings
 from attackcheck.tally import Tally
 
-__all__ = ["Attacker", "ImageWork", "Unit"]
+__all__ = ["BLIND", "Attacker", "ImageWork", "Unit"]
 
 SLOT_BYTES = 2**28
 """Memory for the closest points of the pixels under attack; more pixels are attacked in groups."""
@@ -35,6 +35,10 @@ ROW_PIXELS = {"cpu": 2**17, "cuda": 2**22}
 
 CROP_ROWS = 256
 """Crops per attack call at most, unless more fit into ROW_PIXELS; all together are never more than one image."""
+
+
+BLIND = Stage("boundary")
+"""Added for pixels whose gradient leads nowhere."""
 
 
 @dataclass
@@ -51,6 +55,8 @@ class ImageWork:
     pixels: Tensor  # (M, 2) chosen, on the CPU
     regions: Sequence[Region]
     attacked: Tensor  # (H, W) bool on the CPU: aimed at so far
+    masked: Tensor  # (H, W) bool on the CPU: its gradient leads nowhere
+    aimed_by: dict[str, Tensor] = field(default_factory=dict)  # attack -> (H, W) bool: it was aimed at these
     crops: Crops | None = None  # None: pixels are attacked on whole images
     verdicts: dict[tuple[int, int], Verdict] = field(default_factory=dict)  # of pixels, where it is not HELD
 
@@ -98,19 +104,22 @@ class Attacker:
     def pixel_units(self, work: ImageWork, groups: Sequence[Tensor]) -> Iterator[Unit]:
         """The units that aim at pixels, group by group."""
         target = self._settings.target
+        stages = [stage for stage in self._settings.plan.stages if stage.objective == "pixel"]
+        if bool(work.masked.any()):
+            stages.append(BLIND)
         for group in groups:
-            for stage in self._settings.plan.stages:
-                if stage.objective != "pixel":
-                    continue
-                chosen = group[self.aimed(work, stage, group)]
+            for stage in stages:
+                chosen = group[self._aimed(work, stage, group)]
                 for eps in stage.eps or (None,):
                     for chunk in torch.split(chosen, self.rows(work)):
                         if len(chunk):
                             yield Unit(stage, eps, group, pixels=chunk, target=target)
 
-    def aimed(self, work: ImageWork, stage: Stage, pixels: Tensor) -> Tensor:
+    def _aimed(self, work: ImageWork, stage: Stage, pixels: Tensor) -> Tensor:
         """Which of ``pixels`` (M, 2) a stage aims at, (M,) bool; never those that are of the target class already."""
         aimed = torch.ones(len(pixels), dtype=torch.bool)
+        if stage is BLIND:
+            aimed = work.masked[pixels[:, 0], pixels[:, 1]].clone()
         if stage.pixels is not None:
             sampled = torch.zeros_like(work.attacked)
             chosen = work.pixels[: stage.pixels]
@@ -127,9 +136,16 @@ class Attacker:
         image = work.image.shape[1] * work.image.shape[2]
         usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
         if work.crops is None:
-            return max(1, usual // image)
+            return self.whole_rows(work)
         crop = work.crops.windows.height * work.crops.windows.width
         return max(1, usual // crop, min(CROP_ROWS, image // crop))
+
+    def whole_rows(self, work: ImageWork) -> int:
+        """Rows per call of the model on whole images."""
+        if self._settings.batch is not None:
+            return self._settings.batch
+        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
+        return max(1, usual // (work.image.shape[1] * work.image.shape[2]))
 
     def groups(self, work: ImageWork, pixels: Tensor) -> Sequence[Tensor]:
         """Pixels ``(M, 2)`` in groups that fit the memory for closest points."""
@@ -157,8 +173,9 @@ class Attacker:
                 work.probe(points)
             else:
                 self._show_crops(work, work.crops, points, pixels)
-        for part in torch.split(pixels, self.rows(work)):
-            self.run(work, Unit(Stage("linearised"), None, pixels, pixels=part))
+        for stage in (Stage("linearised"), *([BLIND] if bool(work.masked.any()) else [])):
+            for part in torch.split(pixels, self.rows(work)):
+                self.run(work, Unit(stage, None, pixels, pixels=part))
 
     def _show_crops(self, work: ImageWork, crops: Crops, points: Tensor, pixels: Tensor) -> None:
         """Points ``(P, C, H, W)`` with the perturbation outside each pixel's crop taken away."""
@@ -177,6 +194,10 @@ class Attacker:
 
     def _attack_pixels(self, work: ImageWork, unit: Unit, pixels: Tensor) -> None:
         stage, attack = unit.stage, registry.get(unit.stage.attack)
+        if stage.unflipped:
+            pixels = pixels[_never_flipped(work)[pixels[:, 0], pixels[:, 1]]]
+            if not len(pixels):
+                return
         if len(pixels) == 1:
             # Convolution libraries compute a batch of one by another algorithm; two rows agree with any larger number.
             pixels = pixels.expand(2, 2)
@@ -201,6 +222,8 @@ class Attacker:
                     attack.function(view, images, generator=_generators(seeds), **options)
                     return
                 work.attacked[pixels[:, 0], pixels[:, 1]] = True
+                by = work.aimed_by.setdefault(stage.attack, torch.zeros_like(work.attacked))
+                by[pixels[:, 0], pixels[:, 1]] = True
                 found = attack.function(model, images, own, generator=_generators(seeds), **options)
                 if not attack.refines:
                     bisect(model, images, found, own)
@@ -255,6 +278,15 @@ class Attacker:
         if eps is not None:
             options["eps"] = eps
         return options
+
+
+def _never_flipped(work: ImageWork) -> Tensor:
+    """(H, W) bool on the CPU; what was found in crops is in the slots first."""
+    seen = work.probe.evidence
+    never = seen.flip_distance.cpu().isinf()
+    found = seen.slots.distance.isfinite()
+    never[seen.slots.rows[found].cpu(), seen.slots.columns[found].cpu()] = False
+    return never
 
 
 class _PixelLogits:

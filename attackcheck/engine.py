@@ -64,6 +64,7 @@ class _Run:
         self._tallies: dict[int, Tally] = {}
         self._violations = 0
         self._metric_findings: list[Violation] = []
+        self._masked = False
         self._stop: str | None = None
         self._audit: AuditReport | None = None
         first = Bench(subject, data, settings)
@@ -142,6 +143,10 @@ class _Run:
     def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
         """Pass events on; enough violations are a reason to stop."""
         for event in events:
+            if isinstance(event, Warned) and event.code == "AC107":  # once is enough, whatever image it is about
+                if self._masked:
+                    continue
+                self._masked = True
             if isinstance(event, Finding) and event.violation.verdict is Verdict.VIOLATED:
                 self._violations += 1
                 if self._violations == self._settings.maxfail:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attackcheck import metamorphic, preflight
+from attackcheck import masking, metamorphic, preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.crops import Crops
@@ -84,6 +84,7 @@ class Bench:
         work = self._work(index, sample, image, logits, radius, judge)
         yield from self._odd(work)
         attacker = Attacker(self._model, self._subject.claim, self._settings, tally)
+        yield from self._look(work, attacker)
         examiner = Examiner(self._subject, self._model, judge, self._settings, tally)
         reason: BaseException | None = None
         try:
@@ -163,7 +164,29 @@ class Bench:
             ),
             regions=regions,
             attacked=torch.zeros_like(eligible),
+            masked=torch.zeros_like(eligible),
             crops=self._crops(scene, probe),
+        )
+
+    def _look(self, work: ImageWork, attacker: Attacker) -> Iterator[Warned]:
+        """Where gradients lead nowhere, a search without them is added."""
+        first, others = work.pixels[: masking.SAMPLE], work.pixels[masking.SAMPLE :]
+        radius = work.scene.radius
+
+        def look(pixels: Tensor) -> Tensor:
+            return masking.masked(self._model, work.image, work.logits, radius, pixels, attacker.whole_rows(work))
+
+        found = look(first)
+        if not bool(found.any()):
+            return
+        found = torch.cat([found, look(others)])
+        chosen = work.pixels[found]
+        work.masked[chosen[:, 0], chosen[:, 1]] = True
+        work.crops = None  # the receptive field was measured with such gradients
+        yield Warned(
+            "AC107",
+            f"the gradient is zero or misleading at {len(chosen)} of {len(work.pixels)} pixels of {work.name}: "
+            "a search without gradients is added",
         )
 
     def _crops(self, scene: Scene, probe: Probe) -> Crops | None:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from attackcheck.attacking import Attacker, ImageWork
-from attackcheck.attacks import registry
 from attackcheck.claims import Claim, LipschitzClaim
 from attackcheck.counterexample import Counterexample, save_counterexample
 from attackcheck.errors import InputError
 from attackcheck.events import Finding, Warned
 from attackcheck.probe import Kind, Slots
 from attackcheck.recheck import Judge, Judgement, Verdict
-from attackcheck.report import Violation
+from attackcheck.report import STUCK, Violation
 from attackcheck.subject import Model, Settings, Subject
 from attackcheck.tally import AttackedPixels, Tally
 
@@ -122,18 +121,23 @@ class Examiner:
     def finish(self, work: ImageWork, ignore: int) -> None:
         """Add an image's maps, costs and largest ratios to the sums."""
         seen, tally, radius = work.probe.evidence, self._tally, work.scene.radius
+        # Neither gradients nor the search without them moved these: that says nothing about their radius.
+        stuck = work.attacked & work.masked & seen.flip_distance.cpu().isinf()
+        work.attacked &= ~stuck
+        tally.unchecked[STUCK] += int(stuck.sum())
+        ignored = torch.zeros_like(work.attacked) if work.labels is None else work.labels == ignore
         tally.radii.append(radius.numpy())
         tally.flip_distances.append(seen.flip_distance.cpu().numpy())
         tally.attacked.append(work.attacked.numpy())
-        ignored = torch.zeros_like(work.attacked) if work.labels is None else work.labels == ignore
-        tally.unchecked["ignored label"] += int((ignored & ~work.attacked).sum())
-        tally.unchecked["radius 0"] += int(((radius <= 0) & ~ignored & ~work.attacked).sum())
-        tally.unchecked["not chosen"] += int(((radius > 0) & ~ignored & ~work.attacked).sum())
+        rest = ~work.attacked & ~stuck
+        tally.unchecked["ignored label"] += int((ignored & rest).sum())
+        tally.unchecked["radius 0"] += int(((radius <= 0) & ~ignored & rest).sum())
+        tally.unchecked["not chosen"] += int(((radius > 0) & ~ignored & rest).sum())
         labels = None if work.labels is None else work.labels.numpy()
         tally.add_classes(work.scene.predicted.numpy(), radius.numpy(), labels)
         for name, cost in zip(seen.attacks, seen.costs, strict=True):
             objectives = [stage.objective for stage in self._settings.plan.stages if stage.attack == name]
-            tally.add_cost(name, "+".join(dict.fromkeys(objectives)), cost)
+            tally.add_cost(name, "+".join(dict.fromkeys(objectives)) or "pixel", cost)
         tally.verdicts.update(verdict.name for verdict in work.verdicts.values())
         tally.verdicts[Verdict.HELD.name] += int(work.attacked.sum()) - len(work.verdicts)
 
@@ -164,9 +168,9 @@ class Examiner:
                 lipschitz_slack=self._lipschitz_slack(work, slots, attacker.rows(work))[aimed].numpy(),
                 predicted=work.scene.predicted[chosen[:, 0], chosen[:, 1]].numpy(),
                 aimed={
-                    stage.attack: attacker.aimed(work, stage, chosen).numpy()
-                    for stage in self._settings.plan.stages
-                    if stage.objective == "pixel" and stage.attack in by_attack and registry.get(stage.attack).flips
+                    name: by[chosen[:, 0], chosen[:, 1]].numpy()
+                    for name, by in work.aimed_by.items()
+                    if name in by_attack
                 },
                 by_attack=by_attack,
             )

@@ -18,6 +18,9 @@ from attackcheck.recheck import Verdict
 __all__ = ["AttackSummary", "BudgetResult", "ClassSummary", "DetectionLimit", "RegionResult", "Report", "Violation"]
 
 Array = np.ndarray[Any, Any]
+STUCK = "gradient masked and never flipped"
+"""Why a pixel under attack counts as not checked: no attack could move it."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._boundary import boundary
     from ._cutting import cutting_planes
     from ._cw import cw
     from ._ddn import ddn
@@ -31,6 +32,7 @@ __all__ = [
     "RegionFlip",
     "Stage",
     "bisect",
+    "boundary",
     "cutting_planes",
     "cw",
     "ddn",
@@ -54,6 +56,7 @@ _HOMES = {
     "plan": "plans",
     "plan_of_attacks": "plans",
     "bisect": "_refine",
+    "boundary": "_boundary",
     "cutting_planes": "_cutting",
     "cw": "_cw",
     "ddn": "_ddn",

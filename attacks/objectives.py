@@ -230,6 +230,21 @@ class PixelFlip(_Flip):
             found.append(variant)
         return found
 
+    def rivals(self, logits: Tensor, count: int) -> Tensor:
+        """Up to `count` classes that are nearest to taking a pixel over, (V, B); the target where there is one."""
+        if self.target is not None:
+            return self.target.to(logits.device)[None]
+        z = self._select(logits.detach())
+        others = z.scatter(1, self.fixed().label.unsqueeze(1), -torch.inf)
+        return others.topk(min(count, z.shape[1] - 1), dim=1).indices.T
+
+    def margins(self, logits: Tensor, rivals: Tensor) -> Tensor:
+        """Margins against each of the classes `rivals` (V, B), negative where it has taken the pixel over."""
+        if self.target is not None:
+            return self.by_margin()(logits).loss[None]
+        z = self._select(logits)
+        return _take(z, self.fixed().label)[None] - z.gather(1, rivals.T).T
+
     def rows(self, index: Tensor) -> PixelFlip:
         """The objective of the rows `index`."""
         index = index.to(self.pixel_rows.device)

@@ -5,6 +5,7 @@ name = "mine"                  # optional, the file's name by default
 attack = "ddn"                 # a name of attackcheck.attacks.registry
 objective = "pixel"            # "pixel" (default), "region", "image"; "map" for the Lipschitz ascent (or "pixel")
 pixels = 8                     # at most this many of the chosen pixels of each image; all by default
+unflipped = true               # only pixels that no earlier stage could flip; false by default
 loss = "ce"                    # of attackcheck.attacks.objectives; "margin" by default (and all that guided knows)
 eps = [0.1, 0.3]               # for attacks at a fixed budget: one run for each
 steps = 100                    # any other key is an option of the attack
@@ -37,6 +38,7 @@ class Stage:
     options: Mapping[str, object] = field(default_factory=dict)
     eps: tuple[float, ...] = ()
     loss: str = "margin"
+    unflipped: bool = False
 
     def __post_init__(self) -> None:
         attack = registry.get(self.attack)
@@ -58,10 +60,14 @@ class Stage:
             raise InputError(f"{where}: expected eps above 0 and at most {_LARGEST:g}, got {list(self.eps)}")
         if self.pixels is not None and (self.objective != "pixel" or self.pixels < 1):
             raise InputError(f"{where}: pixels = {self.pixels} needs the objective 'pixel' and at least 1")
+        if self.unflipped and self.objective != "pixel":
+            raise InputError(f"{where}: unflipped needs the objective 'pixel'")
         _check_loss(where, self.loss, self.objective)
 
 
-_AT_LEAST_ONE = {"steps", "planes", "classes", "rays", "search", "searches", "restarts"}
+_AT_LEAST_ONE = {
+    "steps", "planes", "classes", "rays", "search", "searches", "restarts", "directions", "samples", "rounds"
+}  # fmt: skip
 _LARGEST = 1e6
 
 
@@ -107,6 +113,7 @@ def _standard() -> tuple[Stage, ...]:
         Stage("ddn", pixels=8, options={"steps": 40}),
         Stage("cw", pixels=3, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
+        Stage("boundary", unflipped=True),
         Stage("cutting", objective="region"),
         Stage("ddn", objective="region", options={"steps": 40}),
         # as many passes as PGD with 15 steps, and at small eps twice the flips of its best loss on trained networks
@@ -125,6 +132,8 @@ def _thorough() -> tuple[Stage, ...]:
         Stage("foolbox.ddn", pixels=8, options={"steps": 100}),
         Stage("foolbox.deepfool", pixels=8),
         Stage("foolbox.cw", pixels=2),
+        Stage("boundary", pixels=8),
+        Stage("boundary", unflipped=True),
         Stage("cutting", objective="region", options={"steps": 60, "planes": 60, "classes": 4}),
         Stage("linearised", objective="region", options={"rays": 4, "descent": 80}),
         Stage("ddn", objective="region", options={"steps": 100}),
@@ -176,18 +185,20 @@ def _from_toml(content: Mapping[str, object], path: Path) -> Plan:
 def _stage(table: Mapping[str, object]) -> Stage:
     rest = dict(table)
     attack, objective, loss = (rest.pop(key, fallback) for key, fallback in _STRINGS.items())
-    pixels, eps = rest.pop("pixels", None), rest.pop("eps", ())
+    pixels, eps, unflipped = rest.pop("pixels", None), rest.pop("eps", ()), rest.pop("unflipped", False)
     if not isinstance(attack, str) or not isinstance(objective, str) or not isinstance(loss, str):
         raise InputError(f"expected strings as attack, objective and loss, got {attack!r}, {objective!r}, {loss!r}")
     if pixels is not None and (not isinstance(pixels, int) or isinstance(pixels, bool)):
         raise InputError(f"expected a whole number as pixels, got {pixels!r}")
+    if not isinstance(unflipped, bool):
+        raise InputError(f"expected true or false as unflipped, got {unflipped!r}")
     budgets: list[float] = []
     for value in eps if isinstance(eps, list | tuple) else [eps]:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise InputError(f"expected numbers as eps, got {eps!r}")
         budgets.append(float(value))
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in rest.items()}
-    return Stage(attack, objective, pixels, options, tuple(budgets), loss)
+    return Stage(attack, objective, pixels, options, tuple(budgets), loss, unflipped)
 
 
 _STRINGS = {"attack": None, "objective": "pixel", "loss": "margin"}

@@ -36,12 +36,13 @@ class Attack:
 _ALL = frozenset({"pixel", "region", "image"})
 _PIXEL = frozenset({"pixel"})
 _SETS = frozenset({"region", "image"})
-_REFINING = frozenset({"_linearised", "_ddn", "_cw", "_cutting"})
+_REFINING = frozenset({"_linearised", "_ddn", "_cw", "_cutting", "_boundary"})
 _TABLE = {
     "linearised": ("_linearised", "linearised", True, _ALL),
     "ddn": ("_ddn", "ddn", True, _ALL),
     "cw": ("_cw", "cw", True, _ALL),
     "cutting": ("_cutting", "cutting_planes", True, _SETS),
+    "boundary": ("_boundary", "boundary", True, _PIXEL),
     "pgd": ("_pgd", "pgd", False, _ALL),
     "guided": ("_guided", "guided", False, _SETS),
     "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),

@@ -30,7 +30,7 @@ from attackcheck.events import (
 )
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
-from attackcheck.report import Report, Violation
+from attackcheck.report import STUCK, Report, Violation
 from attackcheck.reporters.audits import audit_lines
 from attackcheck.reporters.tables import (
     attack_tables,
@@ -296,6 +296,9 @@ def _last_line(report: Report) -> Text:
         return Text.assemble(("UNSOUND ", "bold red"), found)
     if report.audit is not None and report.audit.refuted:
         return Text.assemble(("UNSOUND ", "bold red"), f"by the audit of the weights; {count}")
+    if not report.attacked_count and report.unchecked.get(STUCK):
+        why = "gradients are zero or misleading and no search found any flip: this says nothing about the radii"
+        return Text.assemble(("COULD NOT CHECK ", "bold yellow"), f"{why} {ran}")
     if not report.attacked_count:
         return Text.assemble(("NOTHING CHECKED ", "bold yellow"), "no pixel was attacked")
     return Text(count)
