@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Reference", "exact_arithmetic", "exact_distance", "frozen", "guarded"]
+__all__ = ["Reference", "exact_arithmetic", "exact_distance", "frozen", "guarded", "inexact"]
 
 Model = Callable[[Tensor], Tensor]
 UNIT = 2.0**-53
@@ -43,15 +43,60 @@ def exact_distance(clean: Tensor, perturbed: Tensor) -> float:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Float32 means float32: TF32 off in convolutions and matrix products, and set back afterwards."""
+    """Float32 means float32: no TF32, no bfloat16 products, no autocast, no flushed denormals; set back afterwards."""
     cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    precisions, medium = [part.fp32_precision for part in _cpu_products()], _medium()
+    flushed = _flushes()
+    cast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    for part in _cpu_products():
+        part.fp32_precision = "ieee"
+    torch.set_flush_denormal(False)
+    for device in cast:
+        torch.set_autocast_enabled(device, False)
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = cudnn
         torch.backends.cuda.matmul.allow_tf32 = matmul
+        for part, precision in zip(_cpu_products(), precisions, strict=True):
+            part.fp32_precision = precision
+        if medium:  # two ways to say the same must agree, or torch refuses to tell
+            torch.set_float32_matmul_precision("medium")
+        if flushed:
+            torch.set_flush_denormal(True)
+        for device, enabled in cast.items():
+            torch.set_autocast_enabled(device, enabled)
+
+
+def inexact() -> list[str]:
+    """What of the hardware's shortcuts is on at this moment, read back rather than remembered."""
+    state = {
+        "TF32 in convolutions": torch.backends.cudnn.allow_tf32,
+        "TF32 in matrix products": torch.backends.cuda.matmul.allow_tf32,
+        "products below float32": any(part.fp32_precision in ("bf16", "tf32") for part in _cpu_products()),
+        "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+        "flushing of denormal numbers": _flushes(),
+    }
+    return [name for name, on in state.items() if on]
+
+
+def _cpu_products() -> list[Any]:
+    """Where torch keeps the precision of products on a CPU; older versions know none."""
+    parts = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv")]
+    return [part for part in parts if hasattr(part, "fp32_precision")]
+
+
+def _medium() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == "medium"
+    except RuntimeError:  # set in another way, backend by backend
+        return False
+
+
+def _flushes() -> bool:
+    return not bool((torch.full((64,), 1e-39) * 0.5).all())
 
 
 def frozen(model: Model) -> Model:

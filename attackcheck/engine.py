@@ -78,6 +78,7 @@ class _Run:
         failed = False
         try:
             yield from self._audited()
+            yield from (Warned(code, message) for code, message in preflight.check_arithmetic())
             yield from self._counted(self._trial())
             yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
             yield from self._metrics()

@@ -220,7 +220,7 @@ class Bench:
             yield Warned("AC114", f"image {work.name} has no {wanted}")
         ties = 0 if self._subject.claim.cheap else metamorphic.tied(work.logits[None].cpu(), work.scene.radius[None])
         if ties:
-            yield Warned("AC118", f"{ties} tied pixels of {work.name} have a positive radius: a tie has distance 0")
+            yield Warned("AC123", f"{ties} tied pixels of {work.name} have a positive radius: a tie has distance 0")
         if work.labels is not None:
             beyond = int(((work.labels != self._data.ignore) & (work.labels >= work.logits.shape[0])).sum())
             if beyond:

@@ -54,7 +54,8 @@ def _masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels:
 
     def margin(images: Tensor) -> Tensor:
         z = model(images)
-        return z[batch, first, row, column] - z[batch, second, row, column]
+        gap: Tensor = z[batch, first, row, column] - z[batch, second, row, column]
+        return gap
 
     images = image.expand(len(pixels), *image.shape).clone()
     with torch.enable_grad():

@@ -99,7 +99,7 @@ def warnings_of(
     for relation, radii in answers.items():
         worst = 0.0 if radii is None else change(radii, radius)
         if worst:
-            yield "AC117", f"radii of the first image change by up to {100 * worst:.2g} % when {RELATIONS[relation]}"
+            yield "AC122", f"radii of the first image change by up to {100 * worst:.2g} % when {RELATIONS[relation]}"
 
 
 def _on_variants(

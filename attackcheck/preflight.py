@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from attackcheck.arithmetic import inexact
 from attackcheck.errors import InputError, in_one_line
 
-__all__ = ["CODES", "check_image", "check_logits", "check_mode", "check_model", "warnings_of"]
+__all__ = ["CODES", "check_arithmetic", "check_image", "check_logits", "check_mode", "check_model", "warnings_of"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -23,18 +24,33 @@ CODES = {
     "AC104": "two evaluations of one image differ",
     "AC105": "the logits of an image depend on the rest of the batch",
     "AC106": "no pixel is certified",
-    "AC107": "the gradient is zero",
+    "AC107": "the gradient is zero or misleading",
     "AC108": "the outputs look like probabilities",
     "AC109": "an image is outside [0, 1] or not finite",
     "AC110": "weights are not finite",
     "AC111": "judged in float32, since the model does not run in float64",
     "AC112": "a counterexample could not be saved",
+    "AC113": "pixels were seen flipped inside their radius and not judged for it",
     "AC114": "a requested region is not in an image",
     "AC115": "labels beyond the classes of the model",
     "AC116": "the audit of the weights failed",
     "AC120": "crops do not show the logits of the whole image",
-    "AC113": "pixels were seen flipped inside their radius and not judged for it",
+    "AC121": "the certifier fails on gadgets",
+    "AC122": "radii change where they must not",
+    "AC123": "tied pixels are certified",
+    "AC124": "arithmetic below float32 cannot be switched off",
+    "AC125": "an image is nearly black",
 }
+
+
+BLACK = 2.0 / 255.0
+"""An image without any brighter value was probably divided by 255 twice."""
+
+
+def check_arithmetic() -> Iterator[tuple[str, str]]:
+    """AC124 for every shortcut of the hardware that is still on although it was switched off."""
+    for shortcut in inexact():
+        yield "AC124", f"{shortcut} cannot be switched off here: attacks run in less than float32"
 
 
 def check_image(image: Tensor, name: str) -> None:
@@ -153,6 +169,8 @@ def warnings_of(
     change = float((both - logits).abs().max())
     if change > 1e-3 * scale:
         yield "AC105", f"the logits of an image change by {change:.3g} with the rest of the batch"
+    if float(image.max()) <= BLACK:
+        yield "AC125", f"the brightest value of the first image is {float(image.max()):.3g}: was it scaled twice?"
     if not bool((radius > 0).any()):
         yield "AC106", "every certified radius of the first image is 0: nothing is claimed there"
     totals = logits.sum(dim=1)

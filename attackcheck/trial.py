@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,21 +103,21 @@ def _ask(claim: RadiusClaim, tried: Gadget, settings: Settings, notes: _Notes) -
 def _said(notes: _Notes) -> Iterator[Warned]:
     if notes.failed:
         name, reason = next(iter(notes.failed.items()))
-        yield Warned("AC116", f"the certifier fails on {len(notes.failed)} of {notes.asked} gadgets ({name}: {reason})")
+        yield Warned("AC121", f"the certifier fails on {len(notes.failed)} of {notes.asked} gadgets ({name}: {reason})")
     for relation, broken in notes.changed.items():
         worst, name = max(broken)
         yield Warned(
-            "AC117",
+            "AC122",
             f"radii on {len(broken)} gadgets change by up to {100 * worst:.2g} % ({name}) "
             f"when {metamorphic.RELATIONS[relation]}",
         )
     if notes.tied:
-        yield Warned("AC118", f"the certifier gives a positive radius to {notes.tied} tied pixels of gadgets")
+        yield Warned("AC123", f"the certifier gives a positive radius to {notes.tied} tied pixels of gadgets")
 
 
 def _examine(
     claim: RadiusClaim, tried: Gadget, radii: Tensor, settings: Settings, tally: Tally
-) -> Iterator[Warned | Finding]:
+) -> Generator[Warned | Finding, None, bool]:
     """Judge the worst pixels of a gadget until one is violated; returns whether one is."""
     distances = tried.distances()
     ratio = torch.where(distances > 0, radii / distances, 0.0)

@@ -124,13 +124,13 @@ class _Search:
         reaches = sorted({min(reach, last) for reach in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)})
         size = self.margin.abs().amax(0) + 1e-30
         needed = torch.full_like(everything.reach, -1)  # the largest square that something outside of still mattered
-        for reach in (-1, *reaches):
-            outside = offset > reach
+        for tried in (-1, *reaches):
+            outside = offset > tried
             changed = torch.zeros_like(size, dtype=torch.bool)
             for noise in (gaussian(self.images, self.generators), self._shifted() - self.images):
                 margin = self._try(self.images + torch.where(outside, noise, 0))
                 changed |= ((margin - self.margin).abs() > 1e-5 * size).any(0)
-            needed = torch.where(changed, reach + 1, needed)
+            needed = torch.where(changed, tried + 1, needed)
         # a reach between two that were tried is rounded up; where nothing ever mattered, everything may
         steps = torch.tensor([*reaches, last], device=needed.device)
         reach = steps[torch.searchsorted(steps, needed.clamp_min(0)).clamp_max(len(steps) - 1)]
@@ -163,6 +163,9 @@ class _Search:
         images, mask = self.images, self.window.mask
         for way in (-images, 1 - images, 1 - 2 * images):
             yield torch.where(mask, way, 0)
+        for channel in torch.eye(images.shape[1], dtype=images.dtype, device=images.device):
+            yield torch.where(mask, channel[:, None, None], 0).expand_as(images)
+            yield torch.where(mask, -channel[:, None, None], 0).expand_as(images)
         for _ in range(count):
             yield torch.where(mask, self._shifted() - images, 0)
         for _ in range(count):
@@ -175,8 +178,8 @@ class _Search:
     def turn(self, samples: int, scale: float, refine: int) -> None:
         """Estimate the normal at the closest success with steps `scale` times as long as it, and turn the ray to it."""
         found = self.step < torch.inf
-        # half the range of values, for every input, where nothing was found yet
-        size = torch.where(found, self.step, 0.5)
+        # where nothing was found yet: half the range of values for every input, and more each time
+        size = torch.where(found, self.step, 0.5 / scale**2)
         start, delta = self.best, self.best - self.images
         way, _ = polar(delta)
         self.rivals = self.objective.rivals(self.model(start), _CLASSES)
@@ -193,11 +196,11 @@ class _Search:
             change = (there - back) / (2 * scale * size) * (length > 0)  # (V, B)
             slope = slope + change[:, :, None, None, None] * unit
         wide = 0.5 * self.window.mask.flatten(1).sum(1).sqrt()
-        for variant, (here, gradient) in enumerate(zip(margin, slope, strict=True)):
+        for here, gradient in zip(margin, slope, strict=True):
             normal, steepness = polar(-gradient)
             # to first order the boundary is where normal . (point - image) = offset
             offset = here / steepness.clamp_min(torch.finfo(here.dtype).tiny) + dot(normal, delta)
-            for mix in _MIXES if variant == 0 else _MIXES[:1]:
+            for mix in _MIXES:
                 turned, _ = polar((1 - mix) * way + mix * normal)
                 predicted = offset / dot(normal, turned).clamp_min(1e-3)
                 usable = found & (predicted > 0) & (predicted < torch.inf)
