@@ -83,7 +83,8 @@ def _masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels:
         for step in _steps(images, row, column):
             moved = margin(images + step * scale.to(images.dtype)[:, None, None, None]).double()
             wrong |= (moved - clean).abs() > UNDERSTATED * promised + noise
-    return (dead | wrong).cpu()
+    useless: Tensor = (dead | wrong).cpu()
+    return useless
 
 
 def _steps(images: Tensor, row: Tensor, column: Tensor) -> list[Tensor]:
