@@ -19,7 +19,7 @@ from attackcheck.attacks.views import PixelView
 
 from .libraries import library
 
-__all__ = ["PEERS", "Sight", "Peer"]
+__all__ = ["PEERS", "Peer", "Sight"]
 
 
 @dataclass

@@ -184,4 +184,6 @@ def _sight(group: Group, *, full: bool) -> Sight:
     tape.ordered = len(windows) == 1
     seen = view.enter(windows).clamp(0, 1)
     unit = 1 / (high - low)
-    return Sight(view, seen, label, float(distance.median()) * unit, scale * float(margins.median()), logits.shape[1], full)
+    return Sight(
+        view, seen, label, float(distance.median()) * unit, scale * float(margins.median()), logits.shape[1], full
+    )

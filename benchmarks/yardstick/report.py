@@ -97,11 +97,10 @@ class Sheet:
             return ""
         best = distance.min(axis=0)
         finite = best[np.isfinite(best)]
-        return (
-            f"Best of all peers for each {self.unit}: found {len(finite)}/{len(best)}, mean distance {finite.mean():.4f}."
-            if len(finite)
-            else "No peer found anything."
-        )
+        if not len(finite):
+            return "No peer found anything."
+        found = f"found {len(finite)}/{len(best)}, mean distance {finite.mean():.4f}"
+        return f"Best of all peers for each {self.unit}: {found}."
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; infinite distances become None."""
@@ -111,7 +110,16 @@ class Sheet:
         return {**content, "table": self.table()}
 
 
-_DIGITS = {"mean": 4, "median": 4, "tightness": 4, "of ours": 3, "forward": 0, "backward": 0, "ms": 1, "times slower": 1}
+_DIGITS = {
+    "mean": 4,
+    "median": 4,
+    "tightness": 4,
+    "of ours": 3,
+    "forward": 0,
+    "backward": 0,
+    "ms": 1,
+    "times slower": 1,
+}
 
 
 def _cell(column: str, value: object) -> str:

@@ -13,8 +13,8 @@ import attackcheck as ac
 from attackcheck.models.datasets import Dataset, load_data
 from attackcheck.models.exact import affine_conv
 from attackcheck.models.layers import MaxMin, Normalise, conv, up
-from attackcheck.models.networks import build
 from attackcheck.models.lipnet import SIZES
+from attackcheck.models.networks import build
 from attackcheck.models.shelf import shipped
 from attackcheck.selection import choose_pixels
 
@@ -117,7 +117,9 @@ def subject(
         share = pixels // images + (i < pixels % images)
         if share:
             places = choose_pixels(share, radii[i], (radii[i] > 0) & eligible, seed, i).tolist()
-            chosen += [Pixel(i, r, c, float(radii[i, r, c]), Crop(0, batch.shape[2], 0, batch.shape[3])) for r, c in places]
+            chosen += [
+                Pixel(i, r, c, float(radii[i, r, c]), Crop(0, batch.shape[2], 0, batch.shape[3])) for r, c in places
+            ]
     if crops:
         _windows(model, batch, chosen, stride)
     return Subject(name, note, model, claim, batch, radii.double(), chosen, certified)

@@ -1,4 +1,4 @@
-"""Who flipped what at which distance: the recorder between every contestant and the network, and the judge of it all."""
+"""Who flipped what at which distance: the recorder between contestants and network, and the judge."""
 
 from __future__ import annotations
 
