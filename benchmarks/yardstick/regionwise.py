@@ -40,6 +40,7 @@ class Stretch:
     runner_up: Tensor  # (1, H, W)
     mask: Tensor  # (1, H, W)
     distance: float  # D in the view's units
+    entries: float  # how many entries of the image matter
     full: bool
 
 
@@ -112,7 +113,7 @@ def _alma_prox(stretch: Stretch) -> None:
 
 def _entrywise(stretch: Stretch) -> float:
     """A first step of D / 10 of an optimiser that moves all entries alike."""
-    return 0.1 * stretch.distance / math.sqrt(stretch.seen.numel())
+    return 0.1 * stretch.distance / math.sqrt(stretch.entries)
 
 
 PEERS: dict[str, tuple[str, Callable[[Stretch], None]]] = {
@@ -240,7 +241,8 @@ def _stretch(tape: RegionTape, image: Tensor, mask: Tensor, full: bool) -> Stret
     distance = float(margin.sum().detach() / slope.norm().clamp_min(1e-30))
     room = max(0.25, distance)
     box = (float(image.min()) - room, float(image.max()) + room)
-    scale = 12 / max(float(margin.mean()), 1e-12)
+    scale = 12 / max(float(margin.detach().mean()), 1e-12)
+    entries = float(slope.abs().sum().square() / slope.square().sum().clamp_min(1e-30))
     view = DenseView(tape, box, scale).eval()
     seen, unit = view.enter(image[None]).clamp(0, 1), 1 / (box[1] - box[0])
-    return Stretch(view, seen, order[:1].clone(), order[1:].clone(), mask[None], distance * unit, full)
+    return Stretch(view, seen, order[:1].clone(), order[1:].clone(), mask[None], distance * unit, entries, full)
