@@ -130,8 +130,8 @@ def _sheets(arguments: argparse.Namespace, console: Console) -> Iterator[Sheet]:
             for peer in PEERS.values():
                 named = arguments.only is not None or arguments.full or not peer.slow
                 if installed(peer.library) and named and _wanted(arguments, peer.name):
-                    batches = {1, arguments.batch}
-                    for batch in sorted(batches):
+                    size = min(arguments.batch, pixelwise.largest_group(given))
+                    for batch in sorted({1, size}):
                         print(f"  {peer.name}, {batch} at once", file=sys.stderr, flush=True)
                         results.append(
                             pixelwise.run_peer(given, peer, full=arguments.full, batch=batch, seed=arguments.seed)

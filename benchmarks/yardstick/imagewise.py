@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attackcheck.attacks import ImageFlip, pgd
+from attackcheck.attacks import ImageFlip, pgd, registry
 
 from .dense import DenseView, RegionTape
 from .libraries import fenced, installed, library
@@ -41,6 +41,8 @@ def sheets(subject: Subject, full: bool, count: int, seed: int, wanted: Callable
         for loss in LOSSES:
             if wanted(f"attackcheck pgd {loss}"):
                 results.append(_run(subject, f"attackcheck pgd {loss}", "ours", eps, steps, seed, _ours(loss)))
+        if wanted("attackcheck guided"):
+            results.append(_run(subject, "attackcheck guided", "ours", eps, steps, seed, _guided))
         for name, module, run in PEERS:
             if installed(module) and wanted(name):
                 results.append(_run(subject, name, module, eps, steps, seed, run))
@@ -54,6 +56,10 @@ def _ours(loss: str) -> Callable[[RegionTape, Tensor, float, int], None]:
         pgd(tape, image[None], ImageFlip(loss=loss), eps=eps, steps=steps)
 
     return run
+
+
+def _guided(tape: RegionTape, image: Tensor, eps: float, steps: int) -> None:
+    registry.get("guided").function(tape, image[None], ImageFlip(), eps=eps, steps=steps)
 
 
 def _view(tape: RegionTape, image: Tensor, eps: float) -> tuple[DenseView, Tensor, float]:

@@ -18,7 +18,7 @@ from .libraries import fenced
 from .subjects import Pixel, Subject
 from .tape import Clock, Result, Tape, judged
 
-__all__ = ["OURS", "run_ours", "run_peer"]
+__all__ = ["OURS", "largest_group", "run_ours", "run_peer"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ def _groups(subject: Subject, members: Sequence[int], size: int | None, alike: b
             windows = torch.stack([p.crop.cut(subject.images[p.image]) for p in pixels])
             rows, columns = torch.tensor([_place(p) for p in pixels]).T
             yield Group(part, windows, rows, columns, Tape(subject.model, windows, rows, columns))
+
+
+def largest_group(subject: Subject) -> int:
+    """How many pixels a library could be given at once: those at one place of their windows."""
+    everyone = range(len(subject.pixels))
+    return max((len(group.members) for group in _groups(subject, everyone, len(everyone), alike=True)), default=0)
 
 
 def _place(pixel: Pixel) -> tuple[int, int]:
