@@ -104,12 +104,13 @@ class Plan:
 
 def _quick() -> tuple[Stage, ...]:
     # five turns instead of a longer search along the first ray: as many passes, a tenth of the excess distance
-    return (Stage("linearised", options={"classes": 3, "search": 2, "iterations": 5, "refine": 3}),)
+    return (Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 2}),)
 
 
 def _standard() -> tuple[Stage, ...]:
     return (
-        Stage("linearised"),
+        # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would
+        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4}),
         Stage("ddn", pixels=8, options={"steps": 40}),
         Stage("cw", pixels=3, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
@@ -126,7 +127,7 @@ def _standard() -> tuple[Stage, ...]:
 
 def _thorough() -> tuple[Stage, ...]:
     return (
-        Stage("linearised", options={"classes": 20, "rays": 3, "iterations": 40, "search": 6}),
+        Stage("linearised", options={"classes": 20, "rays": 4, "iterations": 40}),
         Stage("ddn", options={"steps": 100, "classes": 20}),
         Stage("cw", pixels=16, options={"steps": 50, "searches": 6}),
         Stage("foolbox.ddn", pixels=8, options={"steps": 100}),

@@ -49,7 +49,7 @@ def test_costs_are_as_documented() -> None:
         return model(x)
 
     for attack, options, expected in (
-        (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 5) + 3),
+        (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 2) + 3 + 3),
         (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
         (cw, {"steps": 7, "searches": 3, "refine": 4}, 1 + 21 + 4),
     ):

@@ -1,0 +1,153 @@
+"""Our attacks against those of foolbox, torchattacks and adv-lib: the same networks, images, pixels and recorder.
+
+    python benchmarks/peers.py [--full] [--subjects trial,affine] [--only "attackcheck,adv-lib FAB"]
+        [--kinds pixel,region,image] [--pixels N] [--json FILE] [--markdown FILE] [--plot FILE.png]
+
+See benchmarks/README.md for the environment, what the columns mean and how each library is run. One thread; times are
+CPU milliseconds of this process, network and recorder included, after a warm-up. Exit code 2 for bad arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))  # the interpreter leaves it out when asked for safe paths
+
+from yardstick import imagewise, pixelwise, regionwise
+from yardstick.classifiers import PEERS
+from yardstick.libraries import installed
+from yardstick.report import Sheet, picture, printed, written
+from yardstick.subjects import NAMES, subject
+
+LIBRARIES = {"foolbox": "foolbox", "torchattacks": "torchattacks", "adv_lib": "adv-lib"}
+QUICK = ("trial", "affine", "isounet-xs")
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    console = Console(width=150)
+    sheets = []
+    for sheet in _sheets(arguments, console):
+        sheets.append(sheet)
+        console.print(printed(sheet))
+        # written after each sheet: a run of hours that is cut off has told what it knew
+        head = _head(arguments)
+        if arguments.json is not None:
+            content = {**head, "sheets": [sheet.to_dict() for sheet in sheets]}
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if arguments.markdown is not None:
+            arguments.markdown.write_text(written(sheets, head) + "\n", encoding="utf-8")
+        if arguments.plot is not None:
+            picture(sheets, arguments.plot)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="all subjects, the papers' budgets: hours")
+    parser.add_argument("--subjects", help=f"among {', '.join(NAMES)}; {', '.join(QUICK)} by default")
+    parser.add_argument("--only", help="beginnings of names of attacks, all by default")
+    parser.add_argument("--kinds", default="pixel,region,image", help="pixel, region, image")
+    parser.add_argument("--pixels", type=int, help="in all: 24 on the trial network, else 4, or 24 with --full")
+    parser.add_argument("--images", type=int, help="that the pixels are spread over")
+    parser.add_argument("--regions", type=int, help="in all: 2, or 8 with --full")
+    parser.add_argument("--batch", type=int, default=1, help="pixels per call of a library where windows agree")
+    parser.add_argument("--no-crops", action="store_true", help="whole images instead of windows of what a pixel sees")
+    parser.add_argument("--checkpoint", type=Path, help="of the subject photos: attackcheck train --data folder:DIR")
+    parser.add_argument("--data", help="images of the subject photos")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    arguments = parser.parse_args()
+    photos = arguments.checkpoint is not None and arguments.data is not None
+    default = tuple(name for name in NAMES if name != "photos" or photos) if arguments.full else QUICK
+    arguments.subjects = tuple(arguments.subjects.split(",")) if arguments.subjects else default
+    for name in arguments.subjects:
+        if name not in NAMES:
+            parser.error(f"expected subjects among {', '.join(NAMES)}, got {name!r}")
+    if "photos" in arguments.subjects and not photos:
+        parser.error("the subject photos needs --checkpoint and --data")
+    return arguments
+
+
+def _head(arguments: argparse.Namespace) -> dict[str, str]:
+    versions = []
+    for name in ("torch", "foolbox", "torchattacks", "adv-lib"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"no {name}")
+    return {
+        "command": "python benchmarks/peers.py " + " ".join(sys.argv[1:]),
+        "date": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "machine": f"{platform.machine()}, one thread, CPU milliseconds",
+        "versions": ", ".join(versions),
+        "budgets": "full" if arguments.full else "quick",
+    }
+
+
+def _wanted(arguments: argparse.Namespace, name: str) -> bool:
+    return arguments.only is None or any(name.startswith(part.strip()) for part in arguments.only.split(","))
+
+
+def _sheets(arguments: argparse.Namespace, console: Console) -> Iterator[Sheet]:
+    missing = [title for module, title in LIBRARIES.items() if not installed(module)]
+    if missing:
+        console.print(f"not installed, so left out: {', '.join(missing)} (see benchmarks/README.md)")
+    kinds = arguments.kinds.split(",")
+    for name in arguments.subjects:
+        many = arguments.full or name == "trial"
+        pixels = arguments.pixels or (24 if many else 4)
+        began = time.process_time()
+        given = subject(
+            name,
+            images=arguments.images or (4 if arguments.full else 2),
+            pixels=pixels,
+            seed=arguments.seed,
+            crops=not arguments.no_crops,
+            checkpoint=arguments.checkpoint,
+            data=arguments.data,
+        )
+        console.print(f"{name}: {given.note} ({time.process_time() - began:.0f} s to prepare)")
+        if "pixel" in kinds:
+            results = []
+            for own in pixelwise.OURS:
+                if _wanted(arguments, f"attackcheck {own}"):
+                    results.append(pixelwise.run_ours(given, own))
+            for peer in PEERS.values():
+                named = arguments.only is not None or arguments.full or not peer.slow
+                if installed(peer.library) and named and _wanted(arguments, peer.name):
+                    size = min(arguments.batch, pixelwise.largest_group(given))
+                    for batch in sorted({1, size}):
+                        print(f"  {peer.name}, {batch} at once", file=sys.stderr, flush=True)
+                        results.append(
+                            pixelwise.run_peer(given, peer, full=arguments.full, batch=batch, seed=arguments.seed)
+                        )
+            note = f"{given.note}; windows {_windows(given)}"
+            yield Sheet(name, note, [p.radius for p in given.pixels], given.certified, results)
+        for kind, room in (("region", regionwise), ("image", imagewise)):
+            if kind in kinds:
+                count = arguments.regions or (8 if arguments.full else 2)
+                yield from room.sheets(given, arguments.full, count, arguments.seed, lambda n: _wanted(arguments, n))
+
+
+def _windows(given: object) -> str:
+    sizes = {(p.crop.bottom - p.crop.top, p.crop.right - p.crop.left) for p in given.pixels}  # type: ignore[attr-defined]
+    return ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
+
+
+if __name__ == "__main__":
+    main()

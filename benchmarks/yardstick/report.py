@@ -1,0 +1,181 @@
+"""Tables, JSON and picture of what the contestants achieved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from .tape import Result
+
+__all__ = ["COLUMNS", "Sheet", "picture", "printed", "written"]
+
+COLUMNS = (
+    "attack",
+    "settings",
+    "found",
+    "mean",
+    "median",
+    "tightness",
+    "behind peers' best",
+    "of ours",
+    "forward",
+    "backward",
+    "ms",
+    "ours as tight",
+    "times slower",
+)
+REFERENCE = "attackcheck standard"
+
+
+@dataclass
+class Sheet:
+    """All results on one subject; `radius` of each place (pixel or region), on the [0, 1] pixel scale.
+
+    Where nothing is certified, the smallest distance that anybody found stands in for the radius.
+    """
+
+    subject: str
+    note: str
+    radius: list[float]
+    certified: bool
+    results: list[Result]
+    unit: str = "pixel"
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row for each contestant: what `COLUMNS` names, numbers as numbers, None where there is none."""
+        distance = np.array([result.distance for result in self.results])  # (R, P)
+        radius = np.array(self.radius) if self.certified else distance.min(axis=0)
+        tight = np.where(np.isfinite(distance), radius / distance, 0.0)
+        peers = np.array([result.kind != "ours" for result in self.results])
+        best = tight[peers].max(axis=0).mean() if peers.any() else math.nan
+        mean = tight.mean(axis=1)
+        names = [result.contestant for result in self.results]
+        reference = mean[names.index(REFERENCE)] if REFERENCE in names else math.nan
+        rows = []
+        for result, d, own in zip(self.results, distance, mean, strict=True):
+            finite = d[np.isfinite(d)]
+            rival, slower = self._rival(result, own, mean)
+            rows.append(
+                {
+                    "attack": result.contestant,
+                    "settings": result.budget,
+                    "found": f"{len(finite)}/{len(d)}",
+                    "mean": float(finite.mean()) if len(finite) else None,
+                    "median": float(np.median(finite)) if len(finite) else None,
+                    "tightness": float(own),
+                    "behind peers' best": 1 - own / best if best > 0 else None,
+                    "of ours": own / reference if reference > 0 else None,
+                    "forward": result.forward,
+                    "backward": result.backward,
+                    "ms": result.milliseconds,
+                    "ours as tight": rival,
+                    "times slower": slower,
+                }
+            )
+        return rows
+
+    def _rival(self, result: Result, own: float, mean: np.ndarray[Any, Any]) -> tuple[str | None, float | None]:
+        """Our cheapest contestant at least as tight as a peer, and how many times the peer's time is of its."""
+        if result.kind == "ours":
+            return None, None
+        able = [r for r, m in zip(self.results, mean, strict=True) if r.kind == "ours" and m >= own]
+        if not able:
+            return "none", None
+        cheapest = min(able, key=lambda r: r.milliseconds)
+        return cheapest.contestant.removeprefix("attackcheck "), result.milliseconds / cheapest.milliseconds
+
+    def summary(self) -> str:
+        """The virtual best of all peers, in a sentence."""
+        distance = np.array([r.distance for r in self.results if r.kind != "ours"])
+        if not len(distance):
+            return ""
+        best = distance.min(axis=0)
+        finite = best[np.isfinite(best)]
+        if not len(finite):
+            return "No peer found anything."
+        found = f"found {len(finite)}/{len(best)}, mean distance {finite.mean():.4f}"
+        return f"Best of all peers for each {self.unit}: {found}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data; infinite distances become None."""
+        content = asdict(self)
+        for result in content["results"]:
+            result["distance"] = [d if math.isfinite(d) else None for d in result["distance"]]
+        return {**content, "table": self.table()}
+
+
+_DIGITS = {
+    "mean": 4,
+    "median": 4,
+    "tightness": 4,
+    "of ours": 3,
+    "forward": 0,
+    "backward": 0,
+    "ms": 1,
+    "times slower": 1,
+}
+
+
+def _cell(column: str, value: object) -> str:
+    if value is None:
+        return ""
+    if column == "behind peers' best":
+        return f"{100 * float(value):+.1f} %"  # type: ignore[arg-type]
+    return f"{value:.{_DIGITS[column]}f}" if isinstance(value, float) else str(value)
+
+
+def printed(sheet: Sheet) -> Table:
+    """The sheet for a terminal, without the settings."""
+    shown = [column for column in COLUMNS if column != "settings"]
+    table = Table(title=f"{sheet.subject}: {sheet.note} ({len(sheet.radius)} {sheet.unit}s). {sheet.summary()}")
+    for column in shown:
+        table.add_column(column, justify="left" if column in ("attack", "ours as tight") else "right")
+    for row in sheet.table():
+        table.add_row(*[_cell(column, row[column]) for column in shown])
+    return table
+
+
+def written(sheets: Sequence[Sheet], head: Mapping[str, str]) -> str:
+    """All sheets as markdown, under a list of how they were made."""
+    lines = [f"* {key}: {value}" for key, value in head.items()] + [""]
+    for sheet in sheets:
+        lines += [f"## {sheet.subject}", "", f"{sheet.note}; {len(sheet.radius)} {sheet.unit}s. {sheet.summary()}", ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
+        lines += ["| " + " | ".join(_cell(c, row[c]) for c in COLUMNS) + " |" for row in sheet.table()] + [""]
+        failed = [f"{r.contestant}: {why} ({n} {sheet.unit}s)" for r in sheet.results for why, n in r.failures.items()]
+        lines += [f"Raised: {'; '.join(failed)}.", ""] if failed else []
+    return "\n".join(lines)
+
+
+def picture(sheets: Sequence[Sheet], path: Path) -> None:
+    """Tightness against CPU milliseconds, one panel for each sheet; ours in colour."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = min(2, len(sheets))
+    rows = -(-len(sheets) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(8 * columns, 5.5 * rows), squeeze=False)
+    for sheet, axis in zip(sheets, axes.flat, strict=False):
+        for result, row in zip(sheet.results, sheet.table(), strict=True):
+            ours = result.kind == "ours"
+            axis.plot(row["ms"], row["tightness"], "o" if ours else "x", color="tab:red" if ours else "0.35")
+            name = result.contestant.removeprefix("attackcheck ")
+            axis.annotate(name, (row["ms"], row["tightness"]), xytext=(4, 3), textcoords="offset points",
+                          fontsize=7, color="tab:red" if ours else "0.25")  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_title(f"{sheet.subject} ({sheet.unit}s)")
+        axis.set_xlabel(f"CPU milliseconds per {sheet.unit}")
+        axis.set_ylabel("mean tightness" if sheet.certified else "mean of closest / distance")
+    for axis in axes.flat[len(sheets) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
