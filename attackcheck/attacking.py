@@ -204,7 +204,7 @@ class Attacker:
         seeds = [seed_of(self._settings.seed, work.index, f"{r},{c}", stage.attack) for r, c in pixels.tolist()]
         device = work.image.device
         rows, columns = pixels[:, 0].to(device), pixels[:, 1].to(device)
-        crop = None if work.crops is None else CropProbe(work.crops, work.probe, rows, columns)
+        crop = None if work.crops is None or attack.paired else CropProbe(work.crops, work.probe, rows, columns)
         if crop is None:
             images = work.image.expand(len(pixels), *work.image.shape).contiguous()
             logits = work.logits.expand(len(pixels), *work.logits.shape)
@@ -213,7 +213,7 @@ class Attacker:
             images = crop.clean
             logits = crop.logits[:, :, None, None].expand(-1, -1, *images.shape[2:])
             own = PixelFlip(crop.inner_rows, crop.inner_columns, unit.target, loss=stage.loss).bind(logits)
-        model = work.probe if crop is None else crop
+        model = _seen(work.probe, attack) if crop is None else crop
         options = self._options(stage, unit.eps)
         with work.probe.attributed(stage.attack):
             try:
@@ -240,7 +240,7 @@ class Attacker:
         options = self._options(stage, unit.eps)
         with work.probe.attributed(stage.attack):
             if not attack.flips:
-                attack.function(work.probe, images, generator=generator, **options)
+                attack.function(_seen(work.probe, attack), images, generator=generator, **options)
                 return
             objective: Objective = ImageFlip(1.0, loss=stage.loss)
             if region is not None:
@@ -287,6 +287,11 @@ def _never_flipped(work: ImageWork) -> Tensor:
     found = seen.slots.distance.isfinite()
     never[seen.slots.rows[found].cpu(), seen.slots.columns[found].cpu()] = False
     return never
+
+
+def _seen(probe: Probe, attack: registry.Attack) -> Model:
+    """The probe as an attack calls it."""
+    return probe.pairs if attack.paired else probe
 
 
 class _PixelLogits:

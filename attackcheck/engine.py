@@ -126,6 +126,7 @@ class _Run:
             violation = found.as_violation(self._data.name, table.images)
             self._metric_findings.append(violation)
             yield Finding(violation)
+
     def _trial(self) -> Iterator[Event]:
         """A certifier that can be run on any model is first run on networks whose distances are known."""
         claim = self._subject.claim

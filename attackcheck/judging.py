@@ -15,7 +15,7 @@ from attackcheck.claims import Claim, LipschitzClaim
 from attackcheck.counterexample import Counterexample, save_counterexample
 from attackcheck.errors import InputError
 from attackcheck.events import Finding, Warned
-from attackcheck.probe import Kind, Slots
+from attackcheck.probe import Evidence, Kind, Slots
 from attackcheck.recheck import Judge, Judgement, Verdict
 from attackcheck.report import STUCK, Violation
 from attackcheck.subject import Model, Settings, Subject
@@ -90,13 +90,16 @@ class Examiner:
             Kind.LIPSCHITZ: self._judge.expansion,
         }
         for kind, judge in judges.items():
-            kept, confirmed = seen.witnesses[kind], 0.0
+            confirmed = 0.0
             best: tuple[Judgement, int] | None = None
-            for place in kept.ratio.argsort(descending=True).tolist():
-                ratio, attack = float(kept.ratio[place]), int(kept.attack[place])
+            candidates = _worst_first(seen, kind)
+            for ratio, attack, point, base in candidates:
                 if ratio <= confirmed:
                     break
-                judgement = judge(work.scene, kept.point[place], push=ratio > 1.0)
+                if base is None:
+                    judgement = judge(work.scene, point, push=ratio > 1.0)
+                else:
+                    judgement = self._judge.movement(work.index, base, point)
                 if judgement is None:
                     continue
                 sure = (judgement.bound - judgement.allowance) / judgement.distance if judgement.distance > 0 else 0.0
@@ -105,7 +108,7 @@ class Examiner:
                 if sure > confirmed:
                     confirmed = sure
                     self._tally.add_ratio(kind, seen.attacks[attack] if attack >= 0 else None, sure)
-            if best is not None and float(kept.ratio.max()) > 1.0:
+            if best is not None and candidates[0][0] > 1.0:
                 yield from self._find(work, *best)
 
     def _unjudged(self, work: ImageWork) -> Tensor:
@@ -217,7 +220,7 @@ class Examiner:
         if judgement.verdict is Verdict.VIOLATED and self._settings.counterexamples is not None:
             example = Counterexample(
                 kind=judgement.kind,
-                clean=work.scene.image,
+                clean=work.scene.image if judgement.base is None else judgement.base,
                 perturbed=judgement.perturbed,
                 pixel=pixel,
                 predicted=predicted,
@@ -279,3 +282,17 @@ class Examiner:
             gradient = torch.autograd.grad(margin.sum(), images)[0].flatten(1)
             slack[part.cpu()] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).cpu() * self._claim.slope
         return slack
+
+
+def _worst_first(seen: Evidence, kind: Kind) -> list[tuple[float, int, Tensor, Tensor | None]]:
+    """Ratio, attack, point and where its distance is from (None: the clean image) of a kind's worst points."""
+    kept = [seen.witnesses[kind]]
+    if kind is Kind.LIPSCHITZ and seen.pairs is not None:
+        kept.append(seen.pairs)
+    found: list[tuple[float, int, Tensor, Tensor | None]] = []
+    for worst in kept:
+        for place in (worst.ratio > 0).nonzero()[:, 0].tolist():
+            base = None if worst.base is None else worst.base[place]
+            found.append((float(worst.ratio[place]), int(worst.attack[place]), worst.point[place], base))
+    found.sort(key=lambda entry: -entry[0])
+    return found

@@ -70,6 +70,7 @@ class Witnesses:
     ratio: Tensor  # (SCALES,) float64
     point: Tensor  # (SCALES, C, H, W)
     attack: Tensor  # (SCALES,) int64
+    base: Tensor | None = None  # (SCALES, C, H, W) where the distance is from, None: the clean image
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Evidence:
     flipped_by: Tensor  # (H, W) int64, index into ``attacks``, -1 where never flipped
     slots: Slots
     witnesses: dict[Kind, Witnesses]
+    pairs: Witnesses | None = None  # of LIPSCHITZ, between two free points
     attacks: list[str] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
 
@@ -128,20 +130,20 @@ class Probe:
         self._claim = claim
         self._current = -1
         device = image.device
-
-        def nobody() -> Witnesses:
-            zeros = torch.zeros(SCALES, dtype=torch.float64, device=device)
-            point = image.new_empty(SCALES, *image.shape)  # memory is taken by what is written only
-            return Witnesses(zeros, point, torch.full((SCALES,), -1, dtype=torch.int64, device=device))
-
         none = torch.zeros(0, dtype=torch.int64, device=device)
         self.evidence = Evidence(
             flip_distance=torch.full_like(radius, math.inf),
             flipped_by=torch.full(radius.shape, -1, dtype=torch.int64, device=device),
             slots=_empty(image, none, none, 0),
             # a metric is no single point, and gadgets are other networks
-            witnesses={kind: nobody() for kind in Kind if kind not in (Kind.METRIC, Kind.GADGET)},
+            witnesses={kind: self._nobody() for kind in Kind if kind not in (Kind.METRIC, Kind.GADGET)},
         )
+
+    def _nobody(self) -> Witnesses:
+        device = self._image.device
+        zeros = torch.zeros(SCALES, dtype=torch.float64, device=device)
+        point = self._image.new_empty(SCALES, *self._image.shape)  # memory is taken by what is written only
+        return Witnesses(zeros, point, torch.full((SCALES,), -1, dtype=torch.int64, device=device))
 
     @property
     def image(self) -> Tensor:
@@ -222,6 +224,26 @@ class Probe:
                 logits.register_hook(_count(cost, images.shape[0]))  # type: ignore[no-untyped-call]
         return logits
 
+    def pairs(self, images: Tensor) -> Tensor:
+        """Logits as of a call; the movement between neighbours (0 and 1, 2 and 3, ...) is recorded as well."""
+        images = images.to(self._image.dtype)
+        logits = self(images)
+        with torch.no_grad():
+            self._record_pairs(images.detach(), at_least_float32(logits.detach()))
+        return logits
+
+    def _record_pairs(self, images: Tensor, logits: Tensor) -> None:
+        start, end = images[::2], images[1::2]
+        distance = row_norms(end - start)
+        distance = torch.where(distance.isfinite() & (distance > 0), distance, math.inf)
+        expansion = self._claim.expansions(logits[1::2] - logits[::2], distance)
+        if expansion is None:
+            return
+        if self.evidence.pairs is None:
+            self.evidence.pairs = self._nobody()
+            self.evidence.pairs.base = torch.empty_like(self.evidence.pairs.point)
+        self._keep(self.evidence.pairs, expansion, distance, end, start)
+
     def _record(self, images: Tensor, logits: Tensor) -> None:
         # On a CPU this must stay far below the cost of a forward pass: argmax over classes alone would exceed it.
         seen = self.evidence
@@ -238,7 +260,7 @@ class Probe:
         if len(seen.slots.rows) and seen.slots.windows is None:
             self._record_slots(images, distance, flipped, logits)
         radius = torch.where(flipped, self._radius_here, 0.0).flatten(1).amax(dim=1)
-        self._keep(Kind.PIXEL, radius / distance, distance, images)
+        self._keep(seen.witnesses[Kind.PIXEL], radius / distance, distance, images)
         # A certifier that is a function of images may be costly: it is asked about the final points only.
         if self._claim.cheap:
             self._record_claim(images, logits, distance, flipped, lead)
@@ -260,26 +282,27 @@ class Probe:
             slots.point = torch.where(closer[:, None, None, None], images[row], slots.point)
 
     def _record_claim(self, images: Tensor, logits: Tensor, distance: Tensor, flipped: Tensor, lead: Tensor) -> None:
+        kinds = self.evidence.witnesses
         back = self._claim.way_back(lead, logits, self._clean)
         sums = torch.where(flipped, back + self._radius_here, 0.0).flatten(1)  # (B, H * W)
-        self._keep(Kind.TWO_BALL, sums.amax(dim=1) / distance, distance, images)
+        self._keep(kinds[Kind.TWO_BALL], sums.amax(dim=1) / distance, distance, images)
         factor = self._claim.joint_factor
         if factor is not None:
-            self._keep(Kind.SET, factor * torch.linalg.vector_norm(sums, dim=1) / distance, distance, images)
+            self._keep(kinds[Kind.SET], factor * torch.linalg.vector_norm(sums, dim=1) / distance, distance, images)
         expansion = self._claim.expansions(logits - self._logits, distance)
         if expansion is not None:
-            self._keep(Kind.LIPSCHITZ, expansion, distance, images)
+            self._keep(kinds[Kind.LIPSCHITZ], expansion, distance, images)
 
-    def _keep(self, kind: Kind, ratio: Tensor, distance: Tensor, images: Tensor) -> None:
-        witnesses = self.evidence.witnesses[kind]
+    def _keep(
+        self, witnesses: Witnesses, ratio: Tensor, distance: Tensor, images: Tensor, base: Tensor | None = None
+    ) -> None:
         largest, row = worst_by_decade(ratio, distance)
         worse = largest > witnesses.ratio
         witnesses.ratio = torch.where(worse, largest, witnesses.ratio)
         witnesses.attack = torch.where(worse, self._current, witnesses.attack)
-        if worse.device.type == "cpu":
-            witnesses.point[worse] = images[row[worse]]
-        else:
-            witnesses.point = torch.where(worse[:, None, None, None], images[row], witnesses.point)
+        witnesses.point = _replaced(witnesses.point, worse, images, row)
+        if witnesses.base is not None and base is not None:
+            witnesses.base = _replaced(witnesses.base, worse, base, row)
 
 
 def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int, windows: Windows | None = None) -> Slots:
@@ -305,6 +328,14 @@ def worst_by_decade(ratio: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
     places = torch.arange(SCALES, device=distance.device)
     ratio = torch.where(ratio.isnan() | distance.isinf(), 0.0, ratio.double())
     return torch.where(scale[:, None] == places, ratio[:, None], 0.0).max(dim=0)
+
+
+def _replaced(points: Tensor, worse: Tensor, images: Tensor, row: Tensor) -> Tensor:
+    """``points`` (SCALES, ...) with ``images[row]`` where ``worse``."""
+    if worse.device.type == "cpu":
+        points[worse] = images[row[worse]]
+        return points
+    return torch.where(worse[:, None, None, None], images[row], points)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Judgement:
         target: class that the pixel changed to, -1 for sets and maps.
         allowance: how far the bound may exceed the distance by rounding alone.
         pixels: ``(P, 2)`` rows and columns that are flipped beyond error (SET), else the pixel.
+        base: ``(C, H, W)``, where the perturbation starts if that is not the clean image.
     """
 
     verdict: Verdict
@@ -56,6 +57,7 @@ class Judgement:
     target: int
     allowance: float
     pixels: Tensor
+    base: Tensor | None = None
 
     @property
     def ratio(self) -> float:
@@ -216,6 +218,13 @@ class Judge:
             error = min(error, float(ratio) * lost)
         bound = float(ratio) * there.distance
         return self._measured(Kind.LIPSCHITZ, bound, error * there.distance, there, perturbed)
+
+    def movement(self, index: int, base: Tensor, perturbed: Tensor) -> Judgement | None:
+        """LIPSCHITZ between two free points ``(C, H, W)``: as :meth:`expansion`, from a scene at the first of them."""
+        deployed = self._deployed(base.cpu())
+        nothing = torch.zeros(deployed.shape[1:], dtype=torch.float64)
+        judgement = self.expansion(self.scene(index, base, deployed, nothing), perturbed)
+        return None if judgement is None else replace(judgement, base=base.detach().cpu())
 
     def _pushed(
         self,

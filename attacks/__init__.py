@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._guided import guided
     from ._linearised import linearised
     from ._lipschitz import lipschitz_ascent
+    from ._pairs import lipschitz_pairs
     from ._pgd import pgd
     from ._refine import bisect
     from .objectives import Goal, ImageFlip, Objective, PixelFlip, RegionFlip
@@ -39,6 +40,7 @@ __all__ = [
     "guided",
     "linearised",
     "lipschitz_ascent",
+    "lipschitz_pairs",
     "pgd",
     "plan",
     "plan_of_attacks",
@@ -63,6 +65,7 @@ _HOMES = {
     "guided": "_guided",
     "linearised": "_linearised",
     "lipschitz_ascent": "_lipschitz",
+    "lipschitz_pairs": "_pairs",
     "pgd": "_pgd",
 }
 

@@ -22,6 +22,7 @@ class Attack:
     `minimal`: claims a perturbation of minimal norm (the others fill a given eps, or maximise the Lipschitz ratio).
     `refines`: ends on the boundary by itself; the others' flips are to be bisected back.
     `flips`: pursues an objective; else `function(model, images, *, ...)` moves the logits it is shown as far as it can.
+    `paired`: calls the model with two free points of each pair side by side, of which neither is the image.
     `objectives`: which of "pixel", "region", "image" it serves; "map" means `function(model, images, *, ...)`.
     """
 
@@ -30,6 +31,7 @@ class Attack:
     minimal: bool
     refines: bool
     flips: bool
+    paired: bool
     objectives: frozenset[str]
 
 
@@ -45,6 +47,7 @@ _TABLE = {
     "boundary": ("_boundary", "boundary", True, _PIXEL),
     "pgd": ("_pgd", "pgd", False, _ALL),
     "guided": ("_guided", "guided", False, _SETS),
+    "pairs": ("_pairs", "lipschitz_pairs", False, frozenset({"map", "pixel"})),
     "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),
     "foolbox.ddn": ("_foolbox", "foolbox_ddn", True, _PIXEL),
     "foolbox.cw": ("_foolbox", "foolbox_cw", True, _PIXEL),
@@ -76,4 +79,5 @@ def get(name: str) -> Attack:
     home, function, minimal, objectives = _TABLE[name]
     refines = home in _REFINING
     flips = "map" not in objectives
-    return Attack(name, getattr(import_module(f".{home}", __package__), function), minimal, refines, flips, objectives)
+    call = getattr(import_module(f".{home}", __package__), function)
+    return Attack(name, call, minimal, refines, flips, home == "_pairs", objectives)
