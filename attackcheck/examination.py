@@ -11,8 +11,8 @@ from torch import Tensor
 from attackcheck import masking, metamorphic, preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
-from attackcheck.crops import Crops
 from attackcheck.claims import RadiusClaim
+from attackcheck.crops import Crops
 from attackcheck.errors import InputError
 from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, Warned
 from attackcheck.judging import Examiner
