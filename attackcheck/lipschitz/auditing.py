@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,7 @@ def audit(
     if not isinstance(claim, (LipschitzClaim, ClassPairClaim)):
         raise InputError(f"expected a Lipschitz or class-pair claim to audit, got {claim.describe()}")
     shape = _checked_shape(input_shape)
-    with exact_arithmetic(), torch.enable_grad():
+    with exact_arithmetic(), _one_thread(), torch.enable_grad():
         twin = frozen(model)
         if isinstance(twin, nn.Module) and twin is not model:
             twin.eval().to(device)
@@ -103,6 +104,17 @@ def audit(
         seconds=time.perf_counter() - start,
         witness=witness,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations here are many and small: threads inside them spend their time, and the audit's, on waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 QUICK = 3.0
