@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from attackcheck.attacks.plans import Plan
+from attackcheck.engine import INTERRUPTED
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import Event, Finding, Warned
 from attackcheck.faults.case import Built, Case, Family
@@ -199,6 +200,8 @@ def _verified(built: Built, case: Case, plan: str | Plan | None, seed: int, star
         )  # fmt: skip
         audit = getattr(report, "audit", None)
         seen.audit = None if audit is None else audit.verdict.name
+        if report.stopped == INTERRUPTED:
+            raise KeyboardInterrupt  # a run keeps what it has; the measurement is to end
         seen.failed = report.stopped
     except InputError as error:
         seen.refused, seen.first = str(error), seen.first or time.perf_counter() - start

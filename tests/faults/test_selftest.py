@@ -81,6 +81,29 @@ def test_a_crash_is_a_miss_or_an_alarm(monkeypatch):
         assert "out of order" in result.remark
 
 
+def test_an_interruption_ends_the_measurement_and_keeps_its_results(monkeypatch, tmp_path):
+    from attackcheck.faults import selftest
+
+    verify, calls = selftest.verify, []
+
+    def interrupted(*args, on_event=None, **kwargs):
+        def hear(event):
+            calls.append(event)
+            if len(calls) > 40:
+                raise KeyboardInterrupt
+            on_event(event)
+
+        return verify(*args, on_event=hear, **kwargs)
+
+    monkeypatch.setattr(selftest, "verify", interrupted)
+    path = tmp_path / "part.json"
+    command = ["selftest", "--case", "training-mode,one-pixel,sqrt2-forgotten,exact-radii", "--json", str(path)]
+    assert main(command) == 130
+    document = json.loads(path.read_text())
+    assert document["interrupted"]
+    assert 1 <= len(document["results"]) < 4
+
+
 def test_cases_are_selected_by_name_and_family():
     assert [case.name for case in select(CATALOGUE, ["exact-radii"])] == ["exact-radii"]
     assert all(case.family is Family.SCOPE for case in select(CATALOGUE, family="scope"))
