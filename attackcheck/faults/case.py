@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attackcheck.attacks.plans import Plan
 from attackcheck.claims import Claim
+from attackcheck.metrics import MetricClaim
 
 __all__ = ["Built", "Case", "Family", "Proof", "control", "fault", "scaled_fault"]
 
@@ -23,6 +24,7 @@ class Family(Enum):
     FORMULA = "the radius does not follow from margin and constant"
     PLUMBING = "right radii are given to the wrong pixels"
     SCOPE = "a true statement is used where it does not hold"
+    MEASURE = "a measure of the data set is put together wrongly"
     ARITHMETIC = "numbers are rounded the wrong way, overflow or cancel"
     NETWORK = "the network hides from attacks that follow its gradient"
     SOUND = "nothing is wrong, but it tempts a false alarm"
@@ -40,6 +42,7 @@ class Built:
         steep_at: ``(C, H, W)``, where the slope shows that breaks the claim; the first image if None.
         pair: clean and perturbed image ``(C, H, W)``, stored where a proof cannot be found by following the slope.
         elsewhere: the same certifier on a network where it can be caught, if this one is too loose for that.
+        metrics: what is claimed about the images as a whole.
     """
 
     model: nn.Module
@@ -49,6 +52,7 @@ class Built:
     steep_at: Tensor | None = None
     pair: tuple[Tensor, Tensor] | None = None
     elsewhere: Built | None = None
+    metrics: tuple[MetricClaim, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _verified(built: Built, case: Case, plan: str | Plan | None, seed: int, star
     try:
         report = verify(
             built.model, built.images, built.claim, built.labels, plan=plan or case.plan, pixels=case.pixels,
-            seed=seed, on_event=hear,
+            seed=seed, metrics=built.metrics, on_event=hear,
         )  # fmt: skip
         audit = getattr(report, "audit", None)
         seen.audit = None if audit is None else audit.verdict.name

@@ -1,10 +1,11 @@
-"""Planted faults of measures: enumeration proves each of them unsound, and its twin sound on the same scenes."""
+"""Planted faults of measures on random scenes: enumeration proves each unsound, and its twin sound."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-import attackcheck as ac
-from attackcheck import LipschitzClaim, Measure, MetricClaim
-from attackcheck.measures import FlipCosts
-from attackcheck.models.exact import orthonormal_rows
+from attackcheck import LipschitzClaim, Measure
+from attackcheck.faults.measure import (
+    accuracy_one_flip_short,
+    iou_of_worst_images,
+    iou_where_labelled,
+    mean_iou_charged_twice,
+    root_mean_square,
+)
+from attackcheck.measures import DROPS, FlipCosts, ImageBounds, bounds, dataset
+
+Bound = Callable[[float], list[ImageBounds]]
 
 
 def _beside(name: str) -> ModuleType:
@@ -28,8 +36,14 @@ def _beside(name: str) -> ModuleType:
     return module
 
 
-brute, wrong = _beside("brute"), _beside("wrong")
+brute = _beside("brute")
 IGNORE = 255
+
+
+def bounded(logits: list[Any], labels: list[Any], eps: float) -> list[ImageBounds]:
+    budget = torch.tensor([eps], dtype=torch.float64)
+    claim = LipschitzClaim(1.0)
+    return [bounds(FlipCosts(claim, z), t, IGNORE, budget) for z, t in zip(logits, labels, strict=True)]
 
 
 def scenes(count: int = 30) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:
@@ -47,7 +61,7 @@ def overshoots(measure: Callable[..., float], truth: Callable[[list[Any]], float
     """On how many scenes a measure promises more than enumeration leaves."""
     count = 0
     for logits, labels, pictures in scenes():
-        value, least = measure(logits, labels, *given), truth(pictures)
+        value, least = measure(partial(bounded, logits, labels), *given), truth(pictures)
         count += value > least + 1e-9
     return count
 
@@ -59,8 +73,16 @@ def test_images_without_the_class_count_too(eps: float) -> None:
 
     found = 0
     for label in range(3):
-        found += overshoots(wrong.iou_where_the_class_occurs, lambda p, k=label: least(p, k), eps, label)
-        assert overshoots(wrong.iou, lambda p, k=label: least(p, k), eps, label) == 0
+
+        def skipping(bound: Bound, k: int = label) -> float:
+            images = bound(eps)
+            return iou_where_labelled(images, k) if any(i.clean.positives[k] for i in images) else math.nan
+
+        def counting(bound: Bound, k: int = label) -> float:
+            return dataset.certified(Measure.IOU, k, bound(eps), 0)
+
+        found += overshoots(skipping, lambda p, k=label: least(p, k))
+        assert overshoots(counting, lambda p, k=label: least(p, k)) == 0
     assert found >= 3
 
 
@@ -79,8 +101,9 @@ def test_sums_of_the_images_own_worst_ratios(seed: int) -> None:
     pictures = [brute.image(z[:, 0].numpy(), t[0].numpy(), 1.0, 1.0) for z, t in zip(logits, labels, strict=True)]
     truth = brute.worst(pictures, 1.0, 2, IGNORE)["iou"][1]
     assert truth == 5 / 9
-    assert wrong.iou(logits, labels, 1.0, 1) == pytest.approx(truth, abs=1e-12)
-    assert wrong.iou_from_the_worst_images(logits, labels, 1.0, 1) == 4 / 5
+    images = bounded(logits, labels, 1.0)
+    assert dataset.certified(Measure.IOU, 1, images, 0) == truth
+    assert iou_of_worst_images(images, 1) == 4 / 5
 
 
 @pytest.mark.parametrize("eps", [0.6, 1.2])
@@ -88,8 +111,8 @@ def test_mean_iou_charged_twice(eps: float) -> None:
     def least(pictures: list[Any]) -> float:
         return float(brute.worst(pictures, eps, 3, IGNORE)["miou"])
 
-    assert overshoots(wrong.mean_iou_charged_twice, least, eps) >= 1
-    assert overshoots(wrong.mean_iou, least, eps) == 0
+    assert overshoots(mean_iou_charged_twice, least, eps) >= 1
+    assert overshoots(lambda bound: dataset.certified(Measure.MEAN_IOU, None, bound(eps), 0), least) == 0
 
 
 @pytest.mark.parametrize("eps", [0.3, 0.6])
@@ -97,8 +120,8 @@ def test_a_prefix_that_ends_too_early(eps: float) -> None:
     def least(pictures: list[Any]) -> float:
         return float(brute.worst(pictures, eps, 3, IGNORE)["accuracy"])
 
-    assert overshoots(wrong.accuracy_off_by_one, least, eps) >= 20
-    assert overshoots(wrong.accuracy, least, eps) == 0
+    assert overshoots(lambda bound: accuracy_one_flip_short(bound(eps)), least) >= 20
+    assert overshoots(lambda bound: dataset.certified(Measure.ACCURACY, None, bound(eps), 0), least) == 0
 
 
 def test_the_root_of_a_mean_square() -> None:
@@ -113,25 +136,9 @@ def test_the_root_of_a_mean_square() -> None:
         if min(float((p.clean == p.labels).mean()) for p in pictures) < 0.25:
             continue
         truth = float(np.mean([first(p, 0.2) for p in pictures]))
-        assert wrong.mean_distance(logits, labels, 3) == pytest.approx(truth, rel=1e-8)
-        above += wrong.root_mean_square_distance(logits, labels, 3) > truth * (1 + 1e-6)
+        images = bounded(logits, labels, 1.0)
+        entry = next(s for s in dataset.smallest(images) if s.measure is Measure.ACCURACY and s.drop == 0.2)
+        assert entry.mean == pytest.approx(truth, rel=1e-8)
+        distances = np.array([image.smallest[Measure.ACCURACY, None][DROPS.index(0.2)] for image in images])
+        above += root_mean_square(distances) > truth * (1 + 1e-6)
     assert above >= 8
-
-
-def test_the_checker_breaks_what_a_wrong_measure_promises() -> None:
-    """On a tight network: one pixel more than the faulty prefix allows is really reached."""
-    model = orthonormal_rows(classes=3)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, 2, 2, generator=generator)
-    with torch.no_grad():
-        logits = model(images)
-    labels = logits.argmax(dim=1)
-    maps = [z.double() for z in logits]
-    costs = [FlipCosts(LipschitzClaim(1.0), z).nearest.sort().values for z in maps]
-    # A little more than the two cheapest flips of either image need, so that PGD has room.
-    eps = 1.05 * max(float(c[:2].sum().sqrt()) for c in costs)
-    truth, faulty = wrong.accuracy(maps, list(labels), eps), wrong.accuracy_off_by_one(maps, list(labels), eps)
-    assert faulty > truth
-    claims = [MetricClaim(Measure.ACCURACY, eps, faulty), MetricClaim(Measure.ACCURACY, eps, truth)]
-    table = ac.certify(model, images, labels, LipschitzClaim(1.0), (eps,), metrics=claims, steps=60)
-    assert [finding.claim for finding in table.violations] == claims[:1]
