@@ -32,7 +32,7 @@ def certify(
     *,
     metrics: Sequence[MetricClaim] = (),
     attack: bool = True,
-    steps: int = 10,
+    steps: int = 15,
     seed: int = 0,
     device: str = "cpu",
     box: tuple[float, float] | None = None,

@@ -32,14 +32,7 @@ __all__ = ["ATTACKS", "EPSILONS", "Plan", "certify_data"]
 
 EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.17, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5)
 
-ATTACKS = (
-    ImageAttack(loss="cospgd"),
-    ImageAttack(loss="margin", guided=0.25),
-    ImageAttack(loss="cospgd", guided=0.1),
-    ImageAttack(loss="margin", guided=1.0),
-)
-"""Where certificates are loose a few of the cheapest pixels are all that can be had, and trained networks differ in how
-few; where they are tight, all can that the budget pays for."""
+ATTACKS = (ImageAttack(),)
 
 KEPT_BYTES = 2**29
 """Logits of the data set are kept between the two passes if they fit here; else the model is called again."""
@@ -224,9 +217,7 @@ class _Certifier:
         flat = None if labels is None else labels.flatten()
         valid = None if flat is None else flat != self._data.ignore
         shape = (int(logits.shape[1]), int(logits.shape[2]))
-        costs = self._costs(index, image, logits)
-        parts = connected(predicted, shape)
-        return AttackedImage(index, image, logits, flat, valid, predicted, parts, costs.nearest, costs.share)
+        return AttackedImage(index, image, logits, flat, valid, predicted, connected(predicted, shape))
 
     def _attack(self, index: int) -> list[Candidate]:
         """The clean image first, then what every attack found."""
@@ -238,7 +229,7 @@ class _Certifier:
         """Those of the plan, and one at every class that a claim is about."""
         labels = sorted({claim.cls for claim in self._plan.metrics if claim.cls is not None})
         first = self._plan.attacks[0]
-        return (*self._plan.attacks, *(ImageAttack(first.name, first.loss, first.steps, cls) for cls in labels))
+        return (*self._plan.attacks, *(replace(first, cls=cls) for cls in labels))
 
     def _run(
         self, image: AttackedImage, attacks: Sequence[ImageAttack], epsilons: Sequence[float]

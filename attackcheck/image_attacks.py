@@ -38,20 +38,17 @@ class Shift(NamedTuple):
 class ImageAttack:
     """One way to attack an image: a registered attack at a fixed budget, with its loss and options.
 
-    ``cls`` goes for the true positives of one class instead of all right pixels; ``guided`` for those that the
-    certificate fears most: the cheapest ones, as many as cost this share of the budget in squares (with a joint claim).
+    ``cls`` goes for the true positives of one class instead of all right pixels.
     """
 
-    name: str = "pgd"
-    loss: str = "cospgd"
-    steps: int = 10
+    name: str = "guided"
+    loss: str = "margin"
+    steps: int = 15
     cls: int | None = None
-    guided: float | None = None
 
     def describe(self) -> str:
         """For reports."""
-        aim = "" if self.cls is None else f" at class {self.cls}"
-        return f"{self.name} ({self.loss}{'' if self.guided is None else ', guided'}){aim}"
+        return f"{self.name}, {self.steps} steps" + ("" if self.cls is None else f" at class {self.cls}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,6 @@ class AttackedImage:
     valid: Tensor | None  # (H * W,)
     predicted: Tensor  # (H * W,)
     components: Components
-    nearest: Tensor  # (H * W,) cost of each pixel's cheapest flip
-    share: float | None
 
 
 @dataclass(frozen=True)
@@ -90,9 +85,11 @@ def candidates(
 ) -> Iterator[tuple[Candidate, Shift]]:
     """Every attack at every budget: what came out, and the perturbation itself."""
     for attack in attacks:
+        weights = _weights(image, attack)
+        if not bool(weights.any()):
+            continue
         for eps in epsilons:
-            weights = _weights(image, attack, eps)
-            if eps <= 0 or not bool(weights.any()):
+            if eps <= 0:
                 continue
             shift = _attacked(model, image, attack, eps, weights, seed, box)
             point = shift.added_to(image.image)
@@ -101,7 +98,7 @@ def candidates(
             yield Candidate(_count(image, predicted), _norm(point - image.image), attack, eps), shift
 
 
-def _weights(image: AttackedImage, attack: ImageAttack, eps: float) -> Tensor:
+def _weights(image: AttackedImage, attack: ImageAttack) -> Tensor:
     """Pixels to flip: those that are right (of the class), or all of them where there are no labels."""
     if image.labels is None or image.valid is None:
         hit = torch.ones_like(image.predicted, dtype=torch.bool)
@@ -109,12 +106,6 @@ def _weights(image: AttackedImage, attack: ImageAttack, eps: float) -> Tensor:
         hit = (image.predicted == image.labels) & image.valid
     if attack.cls is not None:
         hit = hit & (image.predicted == attack.cls)
-    if attack.guided is not None:
-        cost = image.nearest[hit].double().sort().values
-        spent = cost if image.share is None else torch.cumsum(cost, dim=0) * image.share**2
-        count = int((spent <= attack.guided * eps * eps).sum())
-        if count:
-            hit = hit & (image.nearest <= cost[count - 1])
     return hit.reshape(image.logits.shape[1:]).float()
 
 

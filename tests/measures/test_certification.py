@@ -277,7 +277,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_command_finds_and_replays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "claims.toml").write_text('[[metric]]\nmeasure = "accuracy"\neps = 1.0\nvalue = 0.99\n')
-    options = ["--data", "arrays:data.npz", "--eps", "0.4", "--steps", "5", "-q"]
+    options = ["--data", "arrays:data.npz", "--eps", "0.4", "-q"]
     assert main(["certify", "net.py:true", *options, "--metric", "claims.toml", "--out", "found"]) == 1
     shown = capsys.readouterr().out
     assert "VIOLATED METRIC pixel accuracy >= 0.99 at eps 1 (claims.toml)" in shown
@@ -329,7 +329,7 @@ def test_an_interruption_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -
             raise KeyboardInterrupt
         return given[1]  # type: ignore[return-value]
 
-    monkeypatch.setattr("attackcheck.attacks._pgd.pgd", interrupted)
+    monkeypatch.setattr("attackcheck.attacks._guided.guided", interrupted)
     steps = list(certify_data(Subject(model, claim, {}), ArrayImages(images, labels), Plan(epsilons=(0.1, 0.2))))
     table = steps[-1][0]
     assert table.stopped == "interrupted"
