@@ -18,7 +18,7 @@ def lipschitz_pairs(
     model: Model,
     images: Tensor,
     *,
-    radii: Sequence[float] = (0.1, 1.0, 10.0),
+    radii: Sequence[float] = (0.3, 1.0, 10.0),
     starts: int = 1,
     steps: int = 40,
     rounds: int = 8,

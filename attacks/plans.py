@@ -3,7 +3,7 @@
 name = "mine"                  # optional, the file's name by default
 [[stage]]
 attack = "ddn"                 # a name of attackcheck.attacks.registry
-objective = "pixel"            # "pixel" (default), "region", "image"; "map" for the Lipschitz ascent (or "pixel")
+objective = "pixel"            # "pixel" (default), "region", "image"; "map" for lipschitz and pairs (or "pixel")
 pixels = 8                     # at most this many of the chosen pixels of each image; all by default
 unflipped = true               # only pixels that no earlier stage could flip; false by default
 loss = "ce"                    # of attackcheck.attacks.objectives; "margin" by default (and all that guided knows)
@@ -66,7 +66,8 @@ class Stage:
 
 
 _AT_LEAST_ONE = {
-    "steps", "planes", "classes", "rays", "search", "searches", "restarts", "directions", "samples", "rounds"
+    "steps", "planes", "classes", "rays", "search", "searches", "restarts", "directions", "samples", "rounds",
+    "starts"
 }  # fmt: skip
 _LARGEST = 1e6
 
@@ -119,7 +120,9 @@ def _standard() -> tuple[Stage, ...]:
         Stage("ddn", objective="region", options={"steps": 40}),
         # as many passes as PGD with 15 steps, and at small eps twice the flips of its best loss on trained networks
         Stage("guided", objective="image", eps=(0.1, 0.3, 1.0)),
-        Stage("lipschitz", objective="map"),
+        Stage("lipschitz", objective="map", options={"steps": 28}),
+        # the claim is about all images: a constant may fail far from the data only
+        Stage("pairs", objective="map", options={"steps": 12, "radii": (1.0, 10.0)}),
         # a constant of single pixels is not seen on the whole map
         Stage("lipschitz", pixels=2, options={"steps": 10, "radii": (0.1,)}),
     )
@@ -145,6 +148,8 @@ def _thorough() -> tuple[Stage, ...]:
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="js"),
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="segpgd"),
         Stage("lipschitz", pixels=16, options={"steps": 20, "radii": (0.01, 0.1, 1.0)}),
+        Stage("pairs", pixels=4, options={"steps": 30, "starts": 4}),
+        Stage("pairs", objective="map", options={"steps": 60, "starts": 2, "radii": (0.3, 1.0, 3.0, 10.0, 30.0)}),
         Stage("lipschitz", objective="map", options={"steps": 150, "radii": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
     )
 
