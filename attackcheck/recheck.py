@@ -21,6 +21,9 @@ __all__ = ["Judge", "Judgement", "Scene", "Verdict"]
 PUSHES = (1.0 + 1e-6, 1.0 + 1e-5, 1.0 + 1e-4)
 """How much further along its ray a point is examined when float64 sees a tie there."""
 
+AROUND = 8
+"""Random directions in which another class is looked for around a tie."""
+
 
 class Verdict(Enum):
     """What a proposal came to; the value is the sentence that is shown."""
@@ -139,10 +142,33 @@ class Judge:
                 pushed = self._flip(scene, _further(scene, perturbed, step), row, column)
                 if pushed.verdict in (Verdict.VIOLATED, Verdict.ROUNDING):
                     return pushed
+        if first.verdict is Verdict.UNDECIDED and first.bound - first.distance > first.allowance:
+            # A tie at the clean image: whatever class it is given, the ball must not hold two.
+            if self._another_class(scene, perturbed, row, column):
+                return replace(first, verdict=Verdict.VIOLATED)
         inside = first.verdict is Verdict.NOT_REPRODUCED and first.bound > first.distance
         if inside and self._deployed_flips(scene, perturbed, row, column):
             return replace(first, verdict=Verdict.DEPLOYED_ONLY)
         return first
+
+    def _another_class(self, scene: Scene, perturbed: Tensor, row: int, column: int) -> bool:
+        """Whether a point as far from the clean image as this one is for sure of a class that this one is not of."""
+        there = self._reference(perturbed[None])
+        error, _ = self._reference.error(perturbed[None], there)
+        delta = perturbed.double() - scene.image.double()
+        generator = torch.Generator().manual_seed(0)
+        ways = torch.randn(AROUND, *delta.shape, generator=generator, dtype=torch.float64)
+        ways *= (delta.norm() / ways.flatten(1).norm(dim=1))[:, None, None, None]
+        for way in torch.cat([-delta[None], ways, ways * (delta != 0)]):
+            point = (scene.image.double() + way).to(perturbed.dtype)
+            logits = self._reference(point[None])
+            own = logits[0].argmax(dim=0)
+            beaten = bool(sure_rival(there[0], error, own)[row, column] > 0)
+            if beaten and exact_distance(scene.image, point) < float(scene.radius[row, column]):
+                around, _ = self._reference.error(point[None], logits)
+                if bool(sure_lead(logits[0], around, own)[row, column] > 0):
+                    return True
+        return False
 
     def two_ball(self, scene: Scene, perturbed: Tensor, *, push: bool = True) -> Judgement | None:
         """TWO_BALL: are pixels flipped at ``perturbed`` closer than the sum of their radii here and there?

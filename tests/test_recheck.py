@@ -82,6 +82,32 @@ def test_a_tie_at_the_clean_image_decides_nothing():
     assert judge.pixel(scene, image + 0.1, 0, 0).verdict is Verdict.UNDECIDED
 
 
+class Edge(nn.Module):
+    """Class 1 leads wherever the first channel is not 0."""
+
+    def forward(self, x):
+        return torch.stack([0.0 * x[:, 0], x[:, 0].abs()], dim=1)
+
+
+def test_an_infinite_radius_around_a_tie_is_violated_by_two_classes_inside_it():
+    model = frozen(nn.Conv2d(2, 3, 1, bias=False))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]).reshape(3, 2, 1, 1))
+    image, point = torch.zeros(2, 1, 1), torch.tensor([-0.1, 0.2]).reshape(2, 1, 1)
+    judge, scene = scene_of(model, image, RadiusClaim(torch.full((1, 1, 1), math.inf)))
+    assert judge.pixel(scene, point, 0, 0).verdict is Verdict.VIOLATED
+    # One class everywhere, whatever the tie: nothing contradicts the claim.
+    flat = frozen(nn.Conv2d(2, 2, 1, bias=False))
+    with torch.no_grad():
+        flat.weight.zero_()
+    judge, scene = scene_of(flat, image, RadiusClaim(torch.full((1, 1, 1), math.inf)))
+    assert judge.pixel(scene, point, 0, 0).verdict is Verdict.UNDECIDED
+    # Class 1 is nowhere below class 0: the tie is an edge, and all that is beyond it is of one class.
+    edge = Edge()
+    judge, scene = scene_of(edge, image, RadiusClaim(torch.full((1, 1, 1), math.inf)))
+    assert judge.pixel(scene, point, 0, 0).verdict is Verdict.UNDECIDED
+
+
 def test_a_tie_at_the_clean_image_excuses_a_clear_flip_elsewhere():
     model = frozen(nn.Conv2d(2, 2, 1, bias=False))
     with torch.no_grad():
