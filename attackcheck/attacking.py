@@ -95,6 +95,8 @@ class Attacker:
         target = self._settings.target
         for stage in self._settings.plan.stages:
             places: Sequence[Region | None] = work.regions if stage.objective == "region" else [None]
+            if self._claim.single_constant and registry.get(stage.attack).about_pixels:
+                continue  # no pixel moves further than the map, and nothing more is claimed of it
             if stage.objective != "pixel":
                 for place in places:
                     for eps in stage.eps or (None,):

@@ -142,10 +142,10 @@ class Judge:
                 pushed = self._flip(scene, _further(scene, perturbed, step), row, column)
                 if pushed.verdict in (Verdict.VIOLATED, Verdict.ROUNDING):
                     return pushed
-        if first.verdict is Verdict.UNDECIDED and first.bound - first.distance > first.allowance:
-            # A tie at the clean image: whatever class it is given, the ball must not hold two.
-            if self._another_class(scene, perturbed, row, column):
-                return replace(first, verdict=Verdict.VIOLATED)
+        tied = first.verdict is Verdict.UNDECIDED and first.bound - first.distance > first.allowance
+        if tied and self._another_class(scene, perturbed, row, column):
+            # Whatever class a tie at the clean image is given, the ball must not hold two.
+            return replace(first, verdict=Verdict.VIOLATED)
         inside = first.verdict is Verdict.NOT_REPRODUCED and first.bound > first.distance
         if inside and self._deployed_flips(scene, perturbed, row, column):
             return replace(first, verdict=Verdict.DEPLOYED_ONLY)

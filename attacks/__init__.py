@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._linearised import linearised
     from ._lipschitz import lipschitz_ascent
     from ._pairs import lipschitz_pairs
+    from ._peaks import lipschitz_peaks
     from ._pgd import pgd
     from ._refine import bisect
     from .objectives import Goal, ImageFlip, Objective, PixelFlip, RegionFlip
@@ -41,6 +42,7 @@ __all__ = [
     "linearised",
     "lipschitz_ascent",
     "lipschitz_pairs",
+    "lipschitz_peaks",
     "pgd",
     "plan",
     "plan_of_attacks",
@@ -66,6 +68,7 @@ _HOMES = {
     "linearised": "_linearised",
     "lipschitz_ascent": "_lipschitz",
     "lipschitz_pairs": "_pairs",
+    "lipschitz_peaks": "_peaks",
     "pgd": "_pgd",
 }
 

@@ -67,7 +67,7 @@ class Stage:
 
 _AT_LEAST_ONE = {
     "steps", "planes", "classes", "rays", "search", "searches", "restarts", "directions", "samples", "rounds",
-    "starts"
+    "starts", "places"
 }  # fmt: skip
 _LARGEST = 1e6
 
@@ -124,7 +124,7 @@ def _standard() -> tuple[Stage, ...]:
         # the claim is about all images: a constant may fail far from the data only
         Stage("pairs", objective="map", options={"steps": 12, "radii": (1.0, 10.0)}),
         # a constant of single pixels is not seen on the whole map
-        Stage("lipschitz", pixels=2, options={"steps": 10, "radii": (0.1,)}),
+        Stage("peaks", objective="map"),
     )
 
 
@@ -148,6 +148,7 @@ def _thorough() -> tuple[Stage, ...]:
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="js"),
         Stage("pgd", objective="image", options={"steps": 40}, eps=(0.1, 0.3, 1.0), loss="segpgd"),
         Stage("lipschitz", pixels=16, options={"steps": 20, "radii": (0.01, 0.1, 1.0)}),
+        Stage("peaks", objective="map", options={"places": 16, "samples": 32, "steps": 40, "radii": (0.01, 0.1, 1.0)}),
         Stage("pairs", pixels=4, options={"steps": 30, "starts": 4}),
         Stage("pairs", objective="map", options={"steps": 60, "starts": 2, "radii": (0.3, 1.0, 3.0, 10.0, 30.0)}),
         Stage("lipschitz", objective="map", options={"steps": 150, "radii": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),

@@ -23,6 +23,7 @@ class Attack:
     `refines`: ends on the boundary by itself; the others' flips are to be bisected back.
     `flips`: pursues an objective; else `function(model, images, *, ...)` moves the logits it is shown as far as it can.
     `paired`: calls the model with two free points of each pair side by side, of which neither is the image.
+    `about_pixels`: seeks single pixels whose own logits move further than a constant of theirs permits.
     `objectives`: which of "pixel", "region", "image" it serves; "map" means `function(model, images, *, ...)`.
     """
 
@@ -32,6 +33,7 @@ class Attack:
     refines: bool
     flips: bool
     paired: bool
+    about_pixels: bool
     objectives: frozenset[str]
 
 
@@ -48,6 +50,7 @@ _TABLE = {
     "pgd": ("_pgd", "pgd", False, _ALL),
     "guided": ("_guided", "guided", False, _SETS),
     "pairs": ("_pairs", "lipschitz_pairs", False, frozenset({"map", "pixel"})),
+    "peaks": ("_peaks", "lipschitz_peaks", False, frozenset({"map"})),
     "lipschitz": ("_lipschitz", "lipschitz_ascent", False, frozenset({"map", "pixel"})),
     "foolbox.ddn": ("_foolbox", "foolbox_ddn", True, _PIXEL),
     "foolbox.cw": ("_foolbox", "foolbox_cw", True, _PIXEL),
@@ -80,4 +83,4 @@ def get(name: str) -> Attack:
     refines = home in _REFINING
     flips = "map" not in objectives
     call = getattr(import_module(f".{home}", __package__), function)
-    return Attack(name, call, minimal, refines, flips, home == "_pairs", objectives)
+    return Attack(name, call, minimal, refines, flips, home == "_pairs", home == "_peaks", objectives)
