@@ -15,6 +15,7 @@ from torch import Tensor
 from attackcheck import preflight
 from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
 from attackcheck.certification_table import CertificationTable, MetricFinding, Row
+from attackcheck.claims import RadiusClaim
 from attackcheck.errors import InputError
 from attackcheck.image_attacks import AttackedImage, Candidate, ImageAttack, Shift, candidates
 from attackcheck.measures import dataset
@@ -87,13 +88,16 @@ def certify_data(subject: Subject, data: Images, plan: Plan) -> Iterator[tuple[C
 
 class _Certifier:
     def __init__(self, subject: Subject, data: Images, plan: Plan) -> None:
-        self._subject, self._data, self._plan = subject, data, plan
         copy = frozen(subject.model)
+        copied = copy is not subject.model
         if isinstance(copy, torch.nn.Module):
             copy.to(plan.device)
+        if isinstance(subject.claim, RadiusClaim):
+            subject = replace(subject, claim=subject.claim.of(copy))
+        self._subject, self._data, self._plan = subject, data, plan
         self._frozen = copy
         self._model = guarded(copy)
-        self._own = copy is not subject.model
+        self._own = copied
         # Claims may ask for budgets of their own: they are attacked, and shown with the others.
         self._epsilons = tuple(sorted({*plan.epsilons, *(float(m.eps) for m in plan.metrics)}))
         self._budgets = torch.tensor(self._epsilons, dtype=torch.float64)

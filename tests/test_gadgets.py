@@ -297,3 +297,9 @@ def test_options_that_do_not_fit_are_one_sentence(folder, capsys, options, messa
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_measures_are_certified_by_a_certifier_of_three_parameters():
+    claim = ac.RadiusClaim(radii, lipschitz=SUBJECT.lipschitz)
+    table = ac.certify(SUBJECT.network(), IMAGES, None, claim, epsilons=[0.01])
+    assert table.rows

@@ -20,7 +20,6 @@ QUICKLY = (
     "constant-predictor",
 )
 KNOWN_MISSES = {
-    "sqrt2-forgotten-on-a-loose-network": "asks for a certifier that can be called on other networks",
     "ties-certified": "a tie at the clean image decides nothing",
     "rows-depend-on-the-batch": "batch dependence is a warning, not a refusal",
     "local-constant-claimed-everywhere": "no attack looks far enough from the data",
