@@ -60,7 +60,7 @@ def lipschitz_pairs(
             logits = seen(ends)
             change = (logits[1::2] - logits[::2]).flatten(1)
             (gradient,) = torch.autograd.grad((change.double().square().sum(1) / 2).sum(), ends)
-        pair = ends.detach().unflatten(0, (-1, 2))  # (R, 2, C, H, W)
+        pair = ends.detach().reshape(-1, 2, *images.shape[1:])  # (R, 2, C, H, W)
         distance = lengths((pair[:, 1] - pair[:, 0]).double())
         ratio = torch.where(distance > 0, change.detach().double().norm(dim=1) / distance.clamp_min(1e-30), 0).to(first)
         better = ratio > best_ratio
@@ -83,7 +83,7 @@ def lipschitz_pairs(
             middle[child] = clip(pair[parent].mean(1) + thrown, box)
             way[child], previous[child], largest[child] = way[parent], previous[parent], largest[parent]
     choice = best_ratio.reshape(batch, count).argmax(1)
-    return best.unflatten(0, (batch, count))[row, choice]
+    return best.reshape(batch, count, 2, *images.shape[1:])[row, choice]
 
 
 class _Draws:
