@@ -56,7 +56,7 @@ def test_built_in_plans_run(name: str) -> None:
         for budget in budgets:
             first = () if not attack.flips else (objectives[stage.objective](stage.loss),)
             found = attack.function(model, images, *first, **stage.options, **budget)
-            assert found.shape == images.shape
+            assert found.shape == ((1, 2, *images.shape[1:]) if attack.paired else images.shape)
             assert not torch.equal(found, images)
 
 
