@@ -36,10 +36,12 @@ def _pixel_stages(name: str) -> tuple[Stage, ...]:
 OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
+    "8 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 8, "refine": 3}),)),
+    "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
-    "thorough, linearised": Own("the plan's first stage", _pixel_stages("thorough")[:1]),
+    "thorough, linearised": Own("the plan's first two stages", _pixel_stages("thorough")[:2]),
     "thorough": Own("the plan's pixel stages", _pixel_stages("thorough")),
     "ddn": Own("defaults", (Stage("ddn"),)),
     "cw": Own("defaults", (Stage("cw"),)),

@@ -169,7 +169,9 @@ def picture(sheets: Sequence[Sheet], path: Path) -> None:
             axis.plot(row["ms"], row["tightness"], "o" if ours else "x", color="tab:red" if ours else "0.35")
             name = result.contestant.removeprefix("attackcheck ")
             axis.annotate(name, (row["ms"], row["tightness"]), xytext=(4, 3), textcoords="offset points",
-                          fontsize=7, color="tab:red" if ours else "0.25")  # fmt: skip
+                          fontsize=7, clip_on=True, color="tab:red" if ours else "0.25")  # fmt: skip
+        top = max(row["tightness"] for row in sheet.table())
+        axis.set_ylim(0.8 * top, 1.02 * top)  # what lies below is in the tables
         axis.set_xscale("log")
         axis.set_title(f"{sheet.subject} ({sheet.unit}s)")
         axis.set_xlabel(f"CPU milliseconds per {sheet.unit}")
