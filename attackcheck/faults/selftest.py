@@ -78,7 +78,6 @@ class _Seen:
     others: list[str] = field(default_factory=list)
     refused: str | None = None
     failed: str | None = None
-    audit: str | None = None
 
 
 def select(cases: Sequence[Case], names: Iterable[str] = (), family: str | None = None) -> tuple[Case, ...]:
@@ -152,7 +151,7 @@ def run_case(
     refused_rightly = seen.refused is not None and case.refusable
     if refused_rightly and seen.refused is not None:
         by_verify = (*by_verify, seen.refused[:5])
-    by_audit = _audited(built) if audit and seen.audit is None else seen.audit
+    by_audit = _audited(built) if audit else None
     detected_by = by_verify if by_audit not in AUDIT_REFUTES else (*by_verify, f"audit {by_audit}")
     if case.sound:
         quiet = not detected_by and seen.refused is None and seen.failed is None
@@ -196,10 +195,8 @@ def _verified(built: Built, case: Case, plan: str | Plan | None, seed: int, star
     try:
         report = verify(
             built.model, built.images, built.claim, built.labels, plan=plan or case.plan, pixels=case.pixels,
-            seed=seed, metrics=built.metrics, on_event=hear,
+            seed=seed, metrics=built.metrics, audit=False, on_event=hear,
         )  # fmt: skip
-        audit = getattr(report, "audit", None)
-        seen.audit = None if audit is None else audit.verdict.name
         if report.stopped == INTERRUPTED:
             raise KeyboardInterrupt  # a run keeps what it has; the measurement is to end
         seen.failed = report.stopped
