@@ -171,10 +171,10 @@ class Attacker:
         kept = work.probe.evidence.witnesses[Kind.PIXEL]
         points = kept.point[kept.ratio > 0]
         with work.probe.attributed("linearised"), torch.no_grad():
-            if work.crops is None:
-                work.probe(points)
-            else:
+            if work.crops is not None:
                 self._show_crops(work, work.crops, points, pixels)
+            elif len(points):
+                work.probe(points)
         for stage in (Stage("linearised"), *([BLIND] if bool(work.masked.any()) else [])):
             for part in torch.split(pixels, self.rows(work)):
                 self.run(work, Unit(stage, None, pixels, pixels=part))
