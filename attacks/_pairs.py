@@ -60,9 +60,11 @@ def lipschitz_pairs(
             logits = seen(ends)
             change = (logits[1::2] - logits[::2]).flatten(1)
             (gradient,) = torch.autograd.grad((change.double().square().sum(1) / 2).sum(), ends)
+        gradient = gradient.nan_to_num(nan=0, posinf=0, neginf=0)  # far from the data a network may overflow
         pair = ends.detach().reshape(-1, 2, *images.shape[1:])  # (R, 2, C, H, W)
         distance = lengths((pair[:, 1] - pair[:, 0]).double())
-        ratio = torch.where(distance > 0, change.detach().double().norm(dim=1) / distance.clamp_min(1e-30), 0).to(first)
+        ratio = torch.where(distance > 0, change.detach().double().norm(dim=1) / distance.clamp_min(1e-30), 0)
+        ratio = ratio.nan_to_num(nan=0, posinf=0).to(first)
         better = ratio > best_ratio
         best, best_ratio = torch.where(across(better, best), pair, best), torch.where(better, ratio, best_ratio)
         largest = torch.maximum(0.9 * largest, ratio)  # the middle moves on: what was seen elsewhere fades
@@ -83,7 +85,7 @@ def lipschitz_pairs(
             middle[child] = clip(pair[parent].mean(1) + thrown, box)
             way[child], previous[child], largest[child] = way[parent], previous[parent], largest[parent]
     choice = best_ratio.reshape(batch, count).argmax(1)
-    return best.reshape(batch, count, 2, *images.shape[1:])[row, choice]
+    return best.reshape(batch, count, *best.shape[1:])[row, choice]
 
 
 class _Draws:

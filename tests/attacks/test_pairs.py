@@ -175,6 +175,11 @@ def test_a_constant_map_gives_finite_points() -> None:
     assert torch.isfinite(lipschitz_pairs(lambda x: 0 * x[:, :2], picture(0)[None], steps=5)).all()
 
 
+def test_a_model_that_overflows_far_from_the_data_gives_finite_points() -> None:
+    found = lipschitz_pairs(lambda x: (x * 100).exp().log(), picture(0)[None].float(), radii=(0.1, 10.0), steps=10)
+    assert torch.isfinite(found).all()
+
+
 class SteepElsewhere(nn.Module):
     """Slope 1 for channel means up to 2, slope 1.5 beyond: no ball around data in [0, 1] of radius 1 sees it."""
 
