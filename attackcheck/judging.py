@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from attackcheck.claims import Claim, LipschitzClaim
 from attackcheck.counterexample import Counterexample, save_counterexample
 from attackcheck.errors import InputError
 from attackcheck.events import Finding, Warned
-from attackcheck.probe import Evidence, Kind, Slots
+from attackcheck.probe import Kind, Slots, Witnesses
 from attackcheck.recheck import Judge, Judgement, Verdict
 from attackcheck.report import STUCK, Violation
 from attackcheck.subject import Model, Settings, Subject
@@ -90,26 +90,37 @@ class Examiner:
             Kind.LIPSCHITZ: self._judge.expansion,
         }
         for kind, judge in judges.items():
-            confirmed = 0.0
-            best: tuple[Judgement, int] | None = None
-            candidates = _worst_first(seen, kind)
-            for ratio, attack, point, base in candidates:
-                if ratio <= confirmed:
-                    break
-                if base is None:
-                    judgement = judge(work.scene, point, push=ratio > 1.0)
-                else:
-                    judgement = self._judge.movement(work.index, base, point)
-                if judgement is None:
-                    continue
-                sure = (judgement.bound - judgement.allowance) / judgement.distance if judgement.distance > 0 else 0.0
-                if best is None or sure > confirmed:
-                    best = judgement, attack
-                if sure > confirmed:
-                    confirmed = sure
-                    self._tally.add_ratio(kind, seen.attacks[attack] if attack >= 0 else None, sure)
-            if best is not None and candidates[0][0] > 1.0:
-                yield from self._find(work, *best)
+            kept = [seen.witnesses[kind]]
+            if kind is Kind.LIPSCHITZ and seen.pairs is not None:
+                kept.append(seen.pairs)
+            found = [entry for one in kept if (entry := self._surest(work, kind, judge, one)) is not None]
+            if found and max(float(one.ratio.max()) for one in kept) > 1.0:
+                _, judgement, attack = max(found, key=lambda entry: entry[0])
+                yield from self._find(work, judgement, attack)
+
+    def _surest(
+        self, work: ImageWork, kind: Kind, judge: Callable[..., Judgement | None], kept: Witnesses
+    ) -> tuple[float, Judgement, int] | None:
+        """The largest ratio beyond all errors among points kept, with its judgement and attack; added to the sums."""
+        confirmed, best = 0.0, None
+        for place in kept.ratio.argsort(descending=True).tolist():
+            ratio, attack = float(kept.ratio[place]), int(kept.attack[place])
+            if ratio <= confirmed:
+                break
+            if kept.base is None:
+                judgement = judge(work.scene, kept.point[place], push=ratio > 1.0)
+            else:
+                judgement = self._judge.movement(work.index, kept.base[place], kept.point[place])
+            if judgement is None:
+                continue
+            sure = (judgement.bound - judgement.allowance) / judgement.distance if judgement.distance > 0 else 0.0
+            if best is None or sure > best[0]:
+                best = sure, judgement, attack
+            if sure > confirmed:
+                confirmed = sure
+                name = work.probe.evidence.attacks[attack] if attack >= 0 else None
+                self._tally.add_ratio(kind, name, sure)
+        return best
 
     def _unjudged(self, work: ImageWork) -> Tensor:
         """Pixels ``(P, 2)`` seen flipped inside their radius without a verdict for it, worst first."""
@@ -282,17 +293,3 @@ class Examiner:
             gradient = torch.autograd.grad(margin.sum(), images)[0].flatten(1)
             slack[part.cpu()] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).cpu() * self._claim.slope
         return slack
-
-
-def _worst_first(seen: Evidence, kind: Kind) -> list[tuple[float, int, Tensor, Tensor | None]]:
-    """Ratio, attack, point and where its distance is from (None: the clean image) of a kind's worst points."""
-    kept = [seen.witnesses[kind]]
-    if kind is Kind.LIPSCHITZ and seen.pairs is not None:
-        kept.append(seen.pairs)
-    found: list[tuple[float, int, Tensor, Tensor | None]] = []
-    for worst in kept:
-        for place in (worst.ratio > 0).nonzero()[:, 0].tolist():
-            base = None if worst.base is None else worst.base[place]
-            found.append((float(worst.ratio[place]), int(worst.attack[place]), worst.point[place], base))
-    found.sort(key=lambda entry: -entry[0])
-    return found
