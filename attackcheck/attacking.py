@@ -138,16 +138,9 @@ class Attacker:
         image = work.image.shape[1] * work.image.shape[2]
         usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
         if work.crops is None:
-            return self.whole_rows(work)
+            return max(1, usual // image)
         crop = work.crops.windows.height * work.crops.windows.width
         return max(1, usual // crop, min(CROP_ROWS, image // crop))
-
-    def whole_rows(self, work: ImageWork) -> int:
-        """Rows per call of the model on whole images."""
-        if self._settings.batch is not None:
-            return self._settings.batch
-        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
-        return max(1, usual // (work.image.shape[1] * work.image.shape[2]))
 
     def groups(self, work: ImageWork, pixels: Tensor) -> Sequence[Tensor]:
         """Pixels ``(M, 2)`` in groups that fit the memory for closest points."""

@@ -174,7 +174,8 @@ class Bench:
         radius = work.scene.radius
 
         def look(pixels: Tensor) -> Tensor:
-            return masking.masked(self._model, work.image, work.logits, radius, pixels, attacker.whole_rows(work))
+            windows = None if work.crops is None else work.crops.windows
+            return masking.masked(self._model, work.image, work.logits, radius, pixels, attacker.rows(work), windows)
 
         found = look(first)
         if not bool(found.any()):

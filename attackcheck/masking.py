@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attackcheck.receptive import Windows
+
 __all__ = ["SAMPLE", "masked"]
 
 Model = Callable[[Tensor], Tensor]
@@ -28,7 +30,15 @@ UNDERSTATED = 10.0
 """No other step as long as the radius may move the margin by more than this many times what the gradient permits."""
 
 
-def masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels: Tensor, rows: int) -> Tensor:
+def masked(
+    model: Model,
+    image: Tensor,
+    logits: Tensor,
+    radius: Tensor,
+    pixels: Tensor,
+    rows: int,
+    windows: Windows | None = None,
+) -> Tensor:
     """Which pixels have gradients of their margin that are zero, not finite, or contradicted by finite differences.
 
     Args:
@@ -38,26 +48,35 @@ def masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels: 
         radius: ``(H, W)``, certified radii: the scale at which gradients must hold.
         pixels: ``(M, 2)`` rows and columns, on the CPU.
         rows: most images in a batch.
+        windows: crops to look at instead of whole images.
 
     Returns:
         ``(M,)`` bool on the CPU.
     """
-    found = [_masked(model, image, logits, radius, part) for part in torch.split(pixels, max(2, rows))]
+    found = [_masked(model, image, logits, radius, part, windows) for part in torch.split(pixels, max(2, rows))]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
 
-def _masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels: Tensor) -> Tensor:
+def _masked(
+    model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels: Tensor, windows: Windows | None
+) -> Tensor:
     device = image.device
     row, column = pixels[:, 0].to(device), pixels[:, 1].to(device)
     batch = torch.arange(len(pixels), device=device)
-    first, second = logits[:, row, column].topk(2, dim=0).indices  # (M,)
+    own = logits[:, row, column]  # (K, M)
+    allowed = radius.to(device)[row, column].double()
+    if windows is None:
+        images = image.expand(len(pixels), *image.shape).clone()
+    else:
+        images = windows.cut(image, row, column)
+        row, column = windows.inside(row, column)
+    first, second = own.topk(2, dim=0).indices  # (M,)
 
     def margin(images: Tensor) -> Tensor:
         z = model(images)
         gap: Tensor = z[batch, first, row, column] - z[batch, second, row, column]
         return gap
 
-    images = image.expand(len(pixels), *image.shape).clone()
     with torch.enable_grad():
         clean = margin(images.requires_grad_())
         if not clean.requires_grad:
@@ -69,11 +88,10 @@ def _masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels:
     # Tiny gradients put the boundary further away than any two images are: saturation.
     beyond = 3.0 * math.sqrt(image.numel())
     dead = ~(steepness > 0) | steepness.isinf() | (newton > beyond)
-    allowed = radius.to(device)[row, column].double()
     scale = torch.where((allowed > 0) & allowed.isfinite(), allowed, newton).minimum(newton)
     scale = torch.where(dead, 1.0, scale)
     # differences below this are rounding
-    noise = 1e-4 * logits[:, row, column].abs().amax(dim=0).double().clamp_min(1e-30)
+    noise = 1e-4 * own.abs().amax(dim=0).double().clamp_min(1e-30)
     with torch.no_grad():
         unit = torch.where(dead[:, None, None, None], 0, gradient / steepness.to(gradient.dtype)[:, None, None, None])
         lower = margin(images - unit * scale.to(images.dtype)[:, None, None, None]).double()

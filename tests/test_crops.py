@@ -69,7 +69,7 @@ def test_crops_reach_the_closed_form(pixels):
     claim = ac.LipschitzClaim(100.0, "pixel")
     report = ac.verify(call, image, claim, attacks=["linearised"], pixels=pixels)
     assert max(rows for rows, *_, height, _ in shapes if height < HEIGHT) >= 20  # attacked as crops, many at once
-    assert max(rows for rows, _, *size in shapes if size == [HEIGHT, WIDTH]) <= 2
+    assert max(rows for rows, _, *size in shapes if size == [HEIGHT, WIDTH]) <= 4
     truth = model.double().flip_distance(image.double()).numpy()[report.attacked[0]]
     found = report.flip_distance[report.attacked]
     assert (found >= truth * (1 - 1e-5)).all()
@@ -84,7 +84,7 @@ def test_crops_and_whole_images_agree(stride):
         call, shapes = watched(model)
         reports[crops] = ac.verify(call, picture(stride), claim, plan=MANY, pixels=EDGES[::2], crops=crops)
         rows = {size: max(shape[0] for shape in shapes if shape[2:] == size) for size in {s[2:] for s in shapes}}
-        assert (rows[HEIGHT, WIDTH] <= 2) == crops  # whole images only to confirm
+        assert (rows[HEIGHT, WIDTH] <= 4) == crops  # whole images only to look at them and to confirm
     with_crops, without = reports[True], reports[False]
     assert with_crops.counts == without.counts
     found, expected = (r.flip_distance[r.attacked] for r in (with_crops, without))
