@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attackcheck.claims import Claim, RadiusClaim
+from attackcheck.claims import RadiusClaim
 
 __all__ = [
     "SQRT2",
     "Certifier",
-    "bound",
     "certified",
     "logits_of",
     "margin_over",
@@ -22,8 +19,6 @@ __all__ = [
     "of_images",
     "stored",
 ]
-
-_TAKES_MODELS = any(entry.name == "lipschitz" for entry in fields(RadiusClaim))
 
 Certifier = Callable[[nn.Module, Tensor, float], Tensor]
 """Images `(B, C, H, W)` -> radii `(B, H, W)`."""
@@ -34,21 +29,12 @@ SQRT2 = 2.0**0.5
 def certified(certifier: Certifier, model: nn.Module, lipschitz: float) -> RadiusClaim:
     """The claim that a certifier makes about a model, at any image; it can be tried on other models, too."""
     name = getattr(certifier, "__name__", "a certifier").replace("_", " ")
-    if _TAKES_MODELS:
-        options: dict[str, Any] = {"lipschitz": lipschitz}
-        return RadiusClaim(certifier, source=name, **options)
-    return of_images(lambda images: certifier(model, images, lipschitz), name)
+    return RadiusClaim(certifier, lipschitz=lipschitz, source=name).of(model)
 
 
 def of_images(radii: Callable[[Tensor], Tensor], source: str) -> RadiusClaim:
     """The claim of a certifier that knows one model alone."""
     return RadiusClaim(radii, source=source)
-
-
-def bound(claim: Claim, model: nn.Module) -> Claim:
-    """A claim as it is about this model."""
-    of: Callable[[nn.Module], Claim] | None = getattr(claim, "of", None)
-    return claim if of is None else of(model)
 
 
 def stored(radii: Tensor, source: str) -> RadiusClaim:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from attackcheck.claims import ClassPairClaim, LipschitzClaim, RadiusClaim, margins
 from attackcheck.faults.case import Built, Proof
-from attackcheck.faults.certifiers import bound
 from attackcheck.faults.networks import Tiled
 from attackcheck.faults.norms import product_of_norms
 
@@ -146,7 +145,7 @@ def paired(built: Built) -> Proof:
         after = model(perturbed.double()[None])
     distance = max(float((perturbed.double() - clean.double()).norm()), 1e-12)
     changed = (before.argmax(1) != after.argmax(1))[0]
-    radius = bound(built.claim, built.model).radii(clean[None], before, 0)
+    radius = built.claim.radii(clean[None], before, 0)
     factor = 0.0
     if radius is not None:
         factor = float(torch.where(changed, radius[0], 0.0).max()) / distance
@@ -277,7 +276,7 @@ def _radii(built: Built, index: int) -> Tensor:
     """What the claim says of an image, `(H, W)`, from the model as deployed."""
     image = built.images[index : index + 1]
     with torch.no_grad():
-        radii = bound(built.claim, built.model).radii(image, built.model(image), index)
+        radii = built.claim.radii(image, built.model(image), index)
     if radii is None:
         raise ValueError("expected a claim about the images")
     if built.labels is not None and isinstance(built.claim, RadiusClaim):

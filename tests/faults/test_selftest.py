@@ -19,19 +19,6 @@ QUICKLY = (
     "exact-radii",
     "constant-predictor",
 )
-KNOWN_MISSES = {
-    "ties-certified": "a tie at the clean image decides nothing",
-    "rows-depend-on-the-batch": "batch dependence is a warning, not a refusal",
-    "local-constant-claimed-everywhere": "no attack looks far enough from the data",
-    "bicubic-logits-for-pixels": "the ascent of single pixels looks at two of them",
-}
-
-
-def known(case):
-    marks = [pytest.mark.slow]
-    if case.name in KNOWN_MISSES:
-        marks.append(pytest.mark.xfail(reason=KNOWN_MISSES[case.name], strict=True))
-    return pytest.param(case, id=case.name, marks=marks)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -41,8 +28,9 @@ def test_a_few_cases(name):
     assert result.outcome in (Outcome.DETECTED, Outcome.CLEAR), result
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", [known(case) for case in CATALOGUE])
+@pytest.mark.parametrize("case", CATALOGUE, ids=lambda case: case.name)
 def test_every_case(case):
     result = run_case(case, seed=0, prove=False)
     assert result.outcome in (Outcome.DETECTED, Outcome.CLEAR), result
