@@ -41,8 +41,8 @@ def audit_lines(report: AuditReport) -> list[Text]:
     above = "none" if report.bound is None else near(report.bound)
     if report.pixel_bound is not None and report.bound is not None and report.pixel_bound < report.bound * (1 - 1e-6):
         above += f" (per pixel {near(report.pixel_bound)})"
-    below = "not looked for" if report.lower is None else near(report.lower)
-    parts = [f"Lipschitz constant: proved at most {above}, seen at least {below}"]
+    below = "" if report.lower is None else f", seen at least {near(report.lower)}"
+    parts = [f"Lipschitz constant: proved at most {above}{below}"]
     worst = report.worst
     if worst is not None and worst.upper > 1.0001 and report.verdict is not AuditVerdict.PREMISE_REFUTED:
         parts.append(f"largest layer {printable(worst.name)}: {near(worst.upper)}")

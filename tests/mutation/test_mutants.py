@@ -53,12 +53,12 @@ def test_there_are_thirty_mutants_of_different_names():
     assert len({mutant["name"] for mutant in MUTANTS}) == len(MUTANTS) >= 30
 
 
-@pytest.mark.slow
+@pytest.mark.mutation
 def test_the_original_survives(original):
     assert failing(original, LISTED["tests"]) is None
 
 
-@pytest.mark.slow
+@pytest.mark.mutation
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant["name"])
 def test_a_mutant_dies(mutant, original, tmp_path):
     shutil.copytree(original, tmp_path / "mutated", dirs_exist_ok=True)
