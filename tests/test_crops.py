@@ -13,6 +13,8 @@ from attackcheck.crop_probe import CropProbe
 from attackcheck.crops import Crops, disjoint
 from attackcheck.events import Warned
 from attackcheck.models import exact
+from attackcheck.models.datasets import load_data
+from attackcheck.models.shelf import shipped
 from attackcheck.probe import Probe
 from attackcheck.receptive import Field, windows
 
@@ -225,3 +227,16 @@ def test_packs_hold_every_crop_once_and_none_overlap():
         overlap = ((top[pack, None] - top[pack]).abs() < 12) & ((left[pack, None] - left[pack]).abs() < 20)
         assert int(overlap.sum()) == len(pack)
     assert disjoint(top[:0], left[:0], 12, 20) == []
+
+
+def test_a_shipped_network_shows_the_same_distances_in_crops(monkeypatch):
+    monkeypatch.setattr("attackcheck.receptive.WORTHWHILE", 0.6)  # its crops are 64 x 72 of 64 x 128 pixels
+    subject, image = ac.load(shipped()), load_data(None)[0].image
+    found, expected = (
+        ac.verify(subject.model, image, subject.claim, plan="quick", pixels=6, crops=crops) for crops in (True, False)
+    )
+    assert found.counts == expected.counts
+    assert found.attacks[0].forward > expected.attacks[0].forward  # crops are confirmed
+    np.testing.assert_allclose(
+        found.flip_distance[found.attacked], expected.flip_distance[expected.attacked], rtol=1e-4
+    )
