@@ -16,7 +16,8 @@ from attackcheck.attacks._rows import of_rows
 from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
 from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim
-from attackcheck.crops import CropProbe, Crops
+from attackcheck.crop_probe import CropProbe
+from attackcheck.crops import Crops
 from attackcheck.probe import Kind, Probe
 from attackcheck.recheck import Scene, Verdict
 from attackcheck.regions import Region

@@ -214,6 +214,11 @@ class Probe:
             self._record(images.detach(), at_least_float32(logits.detach()))
         return logits
 
+    def saw(self, image: Tensor, logits: Tensor) -> None:
+        """Record a point ``(C, H, W)`` whose logits ``(K, H, W)`` are known."""
+        with torch.no_grad():
+            self._record(image[None], logits[None])
+
     def counted(self, images: Tensor) -> Tensor:
         """The model's logits, whose cost is noted and nothing else; crops may be given."""
         logits = self._model(images)

@@ -30,7 +30,8 @@ from attackcheck.attacking import CROP_ROWS, ROW_PIXELS
 from attackcheck.attacks import registry
 from attackcheck.attacks.objectives import PixelFlip
 from attackcheck.attacks.plans import plan
-from attackcheck.crops import CropProbe, Crops
+from attackcheck.crop_probe import CropProbe
+from attackcheck.crops import Crops
 from attackcheck.models.layers import MaxMin, OrthogonalConv2d
 from attackcheck.models.shelf import NAMES, shipped
 from attackcheck.probe import Probe

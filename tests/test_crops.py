@@ -9,9 +9,12 @@ import attackcheck as ac
 from attackcheck import Kind, Verdict, examination
 from attackcheck.attacks.plans import Plan, Stage
 from attackcheck.counterexample import Outcome, load_counterexample, replay
-from attackcheck.crops import CropProbe, Crops, _disjoint
+from attackcheck.crop_probe import CropProbe
+from attackcheck.crops import Crops, disjoint
 from attackcheck.events import Warned
 from attackcheck.models import exact
+from attackcheck.models.datasets import load_data
+from attackcheck.models.shelf import shipped
 from attackcheck.probe import Probe
 from attackcheck.receptive import Field, windows
 
@@ -218,9 +221,22 @@ def test_a_batch_without_a_row_for_every_pixel_is_refused():
 def test_packs_hold_every_crop_once_and_none_overlap():
     generator = torch.Generator().manual_seed(0)
     top, left = torch.randint(60, (200,), generator=generator), torch.randint(300, (200,), generator=generator)
-    packs = _disjoint(top, left, 12, 20)
+    packs = disjoint(top, left, 12, 20)
     assert torch.cat(packs).sort().values.tolist() == list(range(200))
     for pack in packs:
         overlap = ((top[pack, None] - top[pack]).abs() < 12) & ((left[pack, None] - left[pack]).abs() < 20)
         assert int(overlap.sum()) == len(pack)
-    assert _disjoint(top[:0], left[:0], 12, 20) == []
+    assert disjoint(top[:0], left[:0], 12, 20) == []
+
+
+def test_a_shipped_network_shows_the_same_distances_in_crops(monkeypatch):
+    monkeypatch.setattr("attackcheck.receptive.WORTHWHILE", 0.6)  # its crops are 64 x 72 of 64 x 128 pixels
+    subject, image = ac.load(shipped()), load_data(None)[0].image
+    found, expected = (
+        ac.verify(subject.model, image, subject.claim, plan="quick", pixels=6, crops=crops) for crops in (True, False)
+    )
+    assert found.counts == expected.counts
+    assert found.attacks[0].forward > expected.attacks[0].forward  # crops are confirmed
+    np.testing.assert_allclose(
+        found.flip_distance[found.attacked], expected.flip_distance[expected.attacked], rtol=1e-4
+    )
