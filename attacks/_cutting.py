@@ -83,7 +83,8 @@ def cutting_planes(
         with torch.enable_grad():
             point = clip(wide + delta, box).requires_grad_()
             z = model(point)
-            goal, missing = margin(z.detach()), margin.margins(z)
+            missing = margin.margins(z)
+            goal = margin.goal_of(z.detach(), missing.detach())
             weight = chosen * (missing.detach() + across(slack, missing)).clamp_min(0)
             weight = torch.where(across(weight.flatten(1).amax(1) > 0, weight), weight, chosen)
             weight = weight / across(weight.flatten(1).sum(1), weight)
