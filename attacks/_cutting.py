@@ -18,6 +18,7 @@ __all__ = ["cutting_planes", "least_norm"]
 _SLACK = 2e-3  # of the mean clean margin: without it the limit of the planes is reached from outside only
 _WIDER, _NARROWER = 1.5, 0.7
 _PIVOTS = 6
+_STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
 
 class Planes(NamedTuple):
@@ -58,7 +59,7 @@ def cutting_planes(
     at the runners-up of the moment, and as a whole at each of `classes` - 1 nearest classes; the ray to each end point
     is searched by `refine` points. The shortest success wins.
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
-    Costs 1 + classes * (steps + refine) forward and classes * steps backward passes.
+    Costs 2 + classes * (steps + refine) forward and classes * steps backward passes.
     Raises InputError for an objective that is no set of pixels.
     """
     if not isinstance(objective, SetFlip):
@@ -83,7 +84,8 @@ def cutting_planes(
         with torch.enable_grad():
             point = clip(wide + delta, box).requires_grad_()
             z = model(point)
-            goal, missing = margin(z.detach()), margin.margins(z)
+            missing = margin.margins(z)
+            goal = margin.goal_of(z.detach(), missing.detach())
             weight = chosen * (missing.detach() + across(slack, missing)).clamp_min(0)
             weight = torch.where(across(weight.flatten(1).amax(1) > 0, weight), weight, chosen)
             weight = weight / across(weight.flatten(1).sum(1), weight)
@@ -114,7 +116,11 @@ def cutting_planes(
     # rows without a success are told apart by how near they came
     key = torch.minimum(length, best_norm)
     key = torch.where(key < torch.inf, key, 1e9 + lowest).reshape(count, batch)
-    return point.reshape(count, batch, *images.shape[1:])[key.argmin(0), index]
+    found = point.reshape(count, batch, *images.shape[1:])[key.argmin(0), index]
+    beyond = clip(images + (1 + _STEP_BACK) * (found - images), box)
+    with torch.no_grad():
+        firm = variants[0](model(beyond)).success
+    return torch.where(across(firm, images), beyond, found)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

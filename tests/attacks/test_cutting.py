@@ -140,7 +140,7 @@ def test_costs_are_as_documented() -> None:
         return model(x)
 
     cutting_planes(counted, picture(0)[None], RegionFlip(MASK), steps=7, classes=3, refine=4)
-    assert count == 1 + 3 * (7 + 4)
+    assert count == 2 + 3 * (7 + 4)
 
 
 def test_a_model_without_gradient_ends_finite() -> None:
