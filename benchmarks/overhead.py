@@ -1,11 +1,11 @@
 """Time of attacks beyond the network's own forward and backward passes, attack by attack.
 
-    python benchmarks/overhead.py [--network isounet-xs] [--pixels 64] [--repeats 3]
+    python benchmarks/overhead.py [--network isounet-xs] [--pixels 64] [--repeats 3] [--attack linearised,ddn]
 
-The stages of the plan standard run as in `attackcheck verify`, on the first shipped image, through the probe that records
-every point, in the engine's own batches. CPU time on one thread, after a run to warm up; beyond is relative to the time
-inside the network, the median of the repeats. Recording is what the probe does with each point, the rest is the attack's
-own arithmetic. Libraries' own attacks are left out, they are not ours.
+The stages of the plan standard run as in `attackcheck verify`, on the first shipped image, through the probe that
+records every point, in the engine's own batches. Networks that ship, or of a larger size, untrained. CPU time on one
+thread, after a run to warm up; beyond is relative to the time inside the network, the median of the repeats. Recording
+is what the probe does with each point, the rest is the attack's own arithmetic. Attacks of libraries are left out.
 """
 
 from __future__ import annotations
@@ -28,10 +28,22 @@ from attackcheck.attacks import registry
 from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
 from attackcheck.attacks.plans import Stage, plan
 from attackcheck.models.datasets import load_data
+from attackcheck.models.networks import SIZES, build, export
 from attackcheck.models.shelf import NAMES, shipped
 from attackcheck.probe import Probe
 
 CLAIM = ac.LipschitzClaim(1.0)
+
+
+LARGER = {f"{family}-{size.lower()}": (family, size) for family in SIZES for size in ("S", "M1")}
+
+
+def network(name: str) -> Callable[[Tensor], Tensor]:
+    """As it ships, or as it is drawn."""
+    if name not in LARGER:
+        return frozen(ac.load(shipped(name)).model)
+    family, size = LARGER[name]
+    return export(build(SIZES[family][size], seed=0))
 
 
 class Clock:
@@ -73,12 +85,13 @@ class Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NAMES, default="isounet-xs")
+    parser.add_argument("--network", choices=(*NAMES, *LARGER), default="isounet-xs")
+    parser.add_argument("--attack", help="only these, by name")
     parser.add_argument("--pixels", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    clock = Clock(frozen(ac.load(shipped(arguments.network)).model))
+    clock = Clock(network(arguments.network))
     image = load_data(None)[0].image
     with torch.no_grad():
         logits = clock(image[None])
@@ -93,10 +106,10 @@ def main() -> None:
         attack = registry.get(stage.attack)
         options = dict(stage.options)
 
-        def call(model: Callable[[Tensor], Tensor], objective: Objective | None, count: int) -> None:
+        def call(model: Callable[[Tensor], Tensor], objective: Objective, count: int) -> None:
             extra: dict[str, object] = {"eps": stage.eps[0]} if stage.eps else {}
             given = image.expand(count, *image.shape).contiguous()
-            attack.function(model, given, *([] if objective is None else [objective]), **extra, **options)
+            attack.function(model, given, objective, **extra, **options)
 
         def work(model: Callable[[Tensor], Tensor]) -> None:
             if stage.objective == "pixel":
@@ -104,21 +117,16 @@ def main() -> None:
                     call(model, PixelFlip(part // image.shape[2], part % image.shape[2]), len(part))
             elif stage.objective == "region":
                 call(model, RegionFlip(region), 2)
-            elif stage.objective == "image":
-                call(model, ImageFlip(), 2)
             else:
-                call(model, None, 2)
+                call(model, ImageFlip(), 2)
 
         return work
 
     table = Table("attack", "objective", "seconds", "beyond the network", "of it recording", title=arguments.network)
     for stage in plan("standard").stages:
-        if (
-            "." in stage.attack
-            or stage.unflipped
-            or registry.get(stage.attack).about_pixels
-            or stage.objective == "map"
-        ):
+        theirs, map_ = "." in stage.attack, stage.objective == "map" or registry.get(stage.attack).about_pixels
+        unwanted = arguments.attack is not None and stage.attack not in arguments.attack.split(",")
+        if theirs or map_ or stage.unflipped or unwanted:
             continue
         runs = []
         for _ in range(arguments.repeats + 1):
