@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ from attackcheck import masking, metamorphic, preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.claims import RadiusClaim
+from attackcheck.counterexample import digest
 from attackcheck.crops import Crops
 from attackcheck.errors import InputError
-from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, Warned
+from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, PartFinished, Warned
 from attackcheck.judging import Examiner
+from attackcheck.parts import Part
 from attackcheck.probe import Probe
 from attackcheck.receptive import Field, agrees, measure_field, windows
 from attackcheck.recheck import Judge, Scene
@@ -76,6 +79,7 @@ class Bench:
             InputError: if the image or the model cannot be used; nothing is in the tally then.
             StopEarly: after judging, if there was a reason to stop; also KeyboardInterrupt and errors of the model.
         """
+        start = time.perf_counter()
         sample = self._data[index]
         preflight.check_image(sample.image, sample.name)
         image = sample.image.to(self._settings.device)
@@ -101,6 +105,16 @@ class Bench:
             # Whoever presses Ctrl-C twice gets what is judged by now.
             examiner.finish(work, self._data.ignore)
         yield ImageFinished(work.index, int(work.attacked.sum()), tally.violations)
+        part = Part(
+            number=index,
+            name=sample.name,
+            complete=reason is None,
+            seconds=time.perf_counter() - start,
+            tally=tally,
+            sha256=digest(sample.image),
+            maps=examiner.maps(work),
+        )
+        yield PartFinished(part)
         if reason is not None:
             raise reason
 
