@@ -58,6 +58,7 @@ class ImageWork:
     regions: Sequence[Region]
     attacked: Tensor  # (H, W) bool on the CPU: aimed at so far
     masked: Tensor  # (H, W) bool on the CPU: its gradient leads nowhere
+    class_after: Tensor  # (H, W) int16 on the CPU: class at the closest point, -1 where not known
     aimed_by: dict[str, Tensor] = field(default_factory=dict)  # attack -> (H, W) bool: it was aimed at these
     crops: Crops | None = None  # None: pixels are attacked on whole images
     verdicts: dict[tuple[int, int], Verdict] = field(default_factory=dict)  # of pixels, where it is not HELD

@@ -179,6 +179,7 @@ class Bench:
             regions=regions,
             attacked=torch.zeros_like(eligible),
             masked=torch.zeros_like(eligible),
+            class_after=torch.full_like(scene.predicted, -1, dtype=torch.int16),
             crops=self._crops(scene, probe),
         )
 

@@ -80,7 +80,9 @@ class Examiner:
             if not attacker.confirm(work):
                 work.crops = None
                 attacker.aim_again(work, pixels)
-            yield from self._judge_pixels(work, work.probe.evidence.slots, pixels, torch.ones(len(pixels)) > 0)
+            slots, all_of_them = work.probe.evidence.slots, torch.ones(len(pixels)) > 0
+            yield from self._judge_pixels(work, slots, pixels, all_of_them)
+            self._keep_examples(work, slots, all_of_them)
         missed = len(self._unjudged(work))
         if missed:
             text = f"{missed} pixels of image {work.index} were seen flipped inside their radius and not judged for it"
@@ -187,7 +189,6 @@ class Examiner:
                 lipschitz_slack=self._lipschitz_slack(work, slots, attacker.rows(work))[aimed].numpy(),
                 predicted=work.scene.predicted[chosen[:, 0], chosen[:, 1]].numpy(),
                 pixels=chosen.numpy(),
-                target=slots.target.cpu()[aimed].numpy(),
                 aimed={
                     name: by[chosen[:, 0], chosen[:, 1]].numpy()
                     for name, by in work.aimed_by.items()
@@ -198,8 +199,9 @@ class Examiner:
         )
 
     def _keep_examples(self, work: ImageWork, slots: Slots, aimed: Tensor) -> None:
-        """Keep the points of the pixels with the largest radius / distance, to be looked at."""
+        """Keep the classes after, and the points of the pixels with the largest radius / distance, to be looked at."""
         rows, columns, distance = slots.rows.cpu(), slots.columns.cpu(), slots.distance.cpu()
+        work.class_after[rows[aimed], columns[aimed]] = slots.target.cpu()[aimed].to(torch.int16)
         ratio = torch.where(aimed & distance.isfinite(), work.scene.radius[rows, columns] / distance, 0.0)
         best, places = ratio.topk(min(SHOWN, len(ratio)))
         for value, i in zip(best.tolist(), places.tolist(), strict=True):
@@ -211,7 +213,7 @@ class Examiner:
                 work.examples = [entry for entry in work.examples if entry is not least]
             point, pixel = work.probe.closest(i), (int(rows[i]), int(columns[i]))
             with torch.no_grad():
-                after = self._model(point[None])[0].argmax(dim=0)
+                after = self._model(point.expand(2, *point.shape))[0].argmax(dim=0)  # as in any larger batch
             example = Example(
                 kind="pixel",
                 name="{}, {}".format(*pixel),
@@ -233,10 +235,6 @@ class Examiner:
         verdict = torch.where(work.attacked, names.index(Verdict.HELD), -1).to(torch.int8)
         for pixel, spoken in work.verdicts.items():
             verdict[pixel] = names.index(spoken)
-        after = torch.full_like(work.scene.predicted, -1, dtype=torch.int16)
-        for group in self._tally.pixels:
-            rows, columns = torch.from_numpy(group.pixels).unbind(dim=1)
-            after[rows, columns] = torch.from_numpy(group.target).to(torch.int16)
         return Maps(
             image=work.image.detach().cpu(),
             labels=None if work.labels is None else work.labels.to(torch.int32),
@@ -244,7 +242,7 @@ class Examiner:
             radius=work.scene.radius,
             flip_distance=seen.flip_distance.cpu(),
             flipped_by=seen.flipped_by.cpu().to(torch.int16),
-            class_after=after,
+            class_after=work.class_after,
             attacked=work.attacked,
             verdict=verdict,
             attacks=tuple(seen.attacks),

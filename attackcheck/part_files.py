@@ -311,7 +311,6 @@ def _pixels(groups: Sequence[AttackedPixels], attacks: Sequence[str]) -> dict[st
         "pixel_slack": joined("lipschitz_slack", np.float64),
         "pixel_confirmed": joined("confirmed", bool),
         "pixel_predicted": joined("predicted", np.int16),
-        "pixel_target": joined("target", np.int16),
         "by_attack": by("by_attack", np.inf, np.float64),
         "aimed": by("aimed", False, bool),
     }
@@ -326,7 +325,6 @@ def _read_pixels(arrays: Mapping[str, Array], attacks: Sequence[str]) -> Attacke
         lipschitz_slack=arrays["pixel_slack"],
         predicted=arrays["pixel_predicted"],
         pixels=arrays["pixels"].astype(np.int64),
-        target=arrays["pixel_target"],
         aimed={name: aimed[i] for i, name in enumerate(attacks) if aimed[i].any()},
         by_attack={name: arrays["by_attack"][i] for i, name in enumerate(attacks)},
     )

@@ -39,7 +39,6 @@ class AttackedPixels:
     lipschitz_slack: Array  # (M,)
     predicted: Array  # (M,)
     pixels: Array  # (M, 2) row and column
-    target: Array  # (M,) class at the closest point, -1 where not flipped
     aimed: dict[str, Array]  # attack -> (M,) bool: this attack was aimed at the pixel
     by_attack: dict[str, Array]  # attack -> (M,) distance
 
