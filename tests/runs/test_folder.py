@@ -97,6 +97,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(verify, plain, place):
     assert not list((place / "run" / "parts").glob("*.partial.npz"))
 
 
+@pytest.mark.slow
 def test_maxfail_and_budget_leave_the_rest_for_later(verify, plain):
     assert verify("--out", "run", "--maxfail", "1") == 1
     assert read_run("run").numbers == []
@@ -164,6 +165,7 @@ def test_kill_at_any_moment(verify, plain, place):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no limits on files")
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_cleanly_and_it_goes_on_later(verify, plain, place):
     common = "--data arrays:images.npz --plan plan.toml --pixels 4 --region rect:1,1,2,3 --threads 1 --out run"
     command = f"ulimit -f 8; exec {sys.executable} -m attackcheck.cli verify nets.py:net {common} --no-audit"
@@ -283,6 +285,7 @@ def test_parts_hold_no_objects(verify):
             assert all(archive[entry].dtype.hasobject is False for entry in archive.files)
 
 
+@pytest.mark.slow
 def test_events_from_disk_are_those_of_the_run(verify):
     assert verify("--out", "run") == 1
     run = read_run("run")
