@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -27,7 +27,7 @@ from attackcheck.events import (
     RunStarted,
     Warned,
 )
-from attackcheck.examination import Bench, StopEarly
+from attackcheck.examination import Bench, Enough, StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.parts import METRICS, TRIAL, Part
@@ -224,6 +224,7 @@ class _Run:
                     self._stop = f"stopped after {self._violations} violations (maxfail {self._settings.maxfail})"
             yield event
             if self._stop is not None and isinstance(event, Finding) and self._settings.maxfail == self._violations:
+                yield from _summed_up(events, self._stop)
                 raise StopEarly(self._stop)
 
     def _side_by_side(self) -> Iterator[Event]:
@@ -287,12 +288,26 @@ class _Run:
         return sum_up(self._header(), self._tallies, seconds=seconds, stopped=stopped, failed=failed, audit=self._audit)
 
 
-def _noted(events: Iterator[Event], tally: Tally) -> Iterator[Event]:
-    """Keep the warnings with what they are about."""
-    for event in events:
+def _summed_up(events: Iterator[Event], reason: str) -> Iterator[Event]:
+    """What is still said when nothing more is to be judged."""
+    if isinstance(events, Generator):
+        with suppress(StopEarly, StopIteration):
+            event = events.throw(Enough(reason))
+            while True:
+                yield event
+                event = next(events)
+
+
+def _noted(events: Iterator[Event], tally: Tally) -> Generator[Event, None, None]:
+    """Keep the warnings with what they are about; what is thrown in goes on to the events."""
+    while (event := next(events, None)) is not None:
         if isinstance(event, Warned):
             tally.warnings.append((event.code, event.message))
-        yield event
+        try:
+            yield event
+        except Enough as stop:
+            yield from _summed_up(events, str(stop))
+            raise
 
 
 def selection_of(settings: Settings) -> str:

@@ -27,7 +27,7 @@ from attackcheck.selection import choose_pixels, seed_of
 from attackcheck.subject import Images, Sample, Settings, Subject
 from attackcheck.tally import Tally
 
-__all__ = ["Bench", "StopEarly"]
+__all__ = ["Bench", "Enough", "StopEarly"]
 
 
 SMALLEST_IMAGE = 64 * 64
@@ -36,6 +36,10 @@ SMALLEST_IMAGE = 64 * 64
 
 class StopEarly(Exception):  # noqa: N818
     """The run is to end; the argument says why."""
+
+
+class Enough(StopEarly):
+    """Thrown in at an event: nothing more is to be judged, what is in hand is to be summed up."""
 
 
 class Bench:
@@ -96,11 +100,14 @@ class Bench:
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             reason = error
         enough = self._settings.maxfail is not None and tally.violations >= self._settings.maxfail
+        enough = enough or isinstance(reason, Enough)
         try:
             if not enough:
                 yield from examiner.harvest(work, attacker)
                 yield from examiner.overtaken(work, attacker)
                 yield from examiner.witnesses(work)
+        except Enough as stop:
+            reason = stop
         finally:
             # Whoever presses Ctrl-C twice gets what is judged by now.
             examiner.finish(work, self._data.ignore)

@@ -174,7 +174,8 @@ def _scatter(axis: Any, pairing: Pairing) -> None:
 def _distribution(axis: Any, pairing: Pairing) -> None:
     for name, radius, distance in zip((pairing.first, pairing.second), pairing.radius, pairing.distance, strict=True):
         tightness = np.sort(np.where(np.isfinite(distance), radius / distance, 0.0))
-        axis.step(tightness, np.arange(1, len(tightness) + 1) / len(tightness), where="post", label=name)
+        share = np.arange(len(tightness) + 1) / len(tightness)
+        axis.step(np.append(tightness[:1], tightness), share, where="post", label=name)
     axis.axvline(1.0, color="0.4", linewidth=1, linestyle=":")
     axis.set_xlabel("tightness = radius / distance (above 1: a violation)", fontsize=8)
     axis.set_ylabel("share of the pixels attacked in both", fontsize=8)

@@ -100,7 +100,11 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(verify, plain, place):
 @pytest.mark.slow
 def test_maxfail_and_budget_leave_the_rest_for_later(verify, plain):
     assert verify("--out", "run", "--maxfail", "1") == 1
-    assert read_run("run").numbers == []
+    stopped = read_run("run")
+    (part,) = stopped.parts()
+    assert not part.complete
+    assert stopped.numbers == []
+    assert [v.verdict.name for v in stopped.report.violations] == ["VIOLATED"]
     assert verify("--out", "run", "--budget", "0.000001s") == 1
     assert read_run("run").numbers == []
     assert verify("--out", "run", "--json", "run.json") == 1
