@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attackcheck.lipschitz.findings import AuditReport
+from attackcheck.parts import Part
 from attackcheck.report import Report, Violation
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Finding",
     "ImageFinished",
     "ImageStarted",
+    "PartFinished",
     "RunFinished",
     "RunStarted",
     "Warned",
@@ -31,6 +33,8 @@ class RunStarted:
     plan: str
     seed: int
     selection: str
+    numbers: tuple[int, ...] = ()  # of the images that this run examines: of a shard, not all
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,18 @@ class ImageFinished:
 
 
 @dataclass(frozen=True)
+class PartFinished:
+    """All that was found about an image, the gadgets or the data set; ``restored``: an earlier run did it."""
+
+    part: Part
+    restored: bool = False
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The last event, also after an interruption (``report.stopped`` says why)."""
 
     report: Report
 
 
-Event = RunStarted | Audited | Warned | ImageStarted | Advanced | Finding | ImageFinished | RunFinished
+Event = RunStarted | Audited | Warned | ImageStarted | Advanced | Finding | ImageFinished | PartFinished | RunFinished

@@ -24,10 +24,12 @@ from attackcheck.events import (
     Finding,
     ImageFinished,
     ImageStarted,
+    PartFinished,
     RunFinished,
     RunStarted,
     Warned,
 )
+from attackcheck.parts import Part
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import STUCK, Report, Violation
@@ -84,6 +86,7 @@ class ConsoleReporter:
         self._quiet = quiet
         self._violations = 0
         self._images = 0
+        self._own = 0  # of these, the images of this shard
         self._done: dict[int, float] = {}  # share of each image's work; several may be under way
         self._worst = 0.0
         self._progress: Progress | None = None
@@ -120,6 +123,8 @@ class ConsoleReporter:
                         f"image {event.image + 1}/{self._images}: {counted(event.attacked, 'pixel')} attacked, "
                         f"{counted(event.violations, 'violation')}"
                     )
+            case PartFinished() if event.restored:
+                self._restored(event.part)
             case RunFinished():
                 self._stop_progress()
                 self._report(event.report)
@@ -128,21 +133,30 @@ class ConsoleReporter:
 
     def _header(self, event: RunStarted) -> None:
         self._images = event.images
+        self._own = len(event.numbers) or event.images
         if self._quiet:
             return
         subject = event.subject
         model = str(subject.get("model", "a callable"))
         if subject.get("sha256"):
             model += f" (SHA-256 {str(subject['sha256'])[:12]})"
+        shard = "" if event.shard is None else ", shard {}/{} of them".format(*event.shard)
         lines = {
             "model": model,
             "claim": str(subject["claim_text"]),
-            "data": f"{subject['data']}, {counted(event.images, 'image')}; {event.selection}",
+            "data": f"{subject['data']}, {counted(event.images, 'image')}{shard}; {event.selection}",
             "device": f"{subject['device']}, {counted(int(subject['threads']), 'thread')}",
             "plan": f"{event.plan}, seed {event.seed}",
         }
         for name, value in lines.items():
             self._out.print(Text.assemble((f"{name:6}", "bold"), " ", printable(value)))
+
+    def _restored(self, part: Part) -> None:
+        if part.maps is None:
+            return
+        self._done[part.number] = 1.0
+        if not self._quiet and not self._err.is_terminal:
+            self._err.print(f"image {part.number + 1}/{self._images}: done before")
 
     def _start_progress(self) -> None:
         if self._quiet or not self._err.is_terminal:
@@ -159,7 +173,7 @@ class ConsoleReporter:
                 console=self._err,
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=float(self._images), worst="-", violations=0)
+            self._task = self._progress.add_task("", total=float(self._own), worst="-", violations=0)
             self._progress.start()
 
     def _advance(self, event: Advanced) -> None:
