@@ -80,6 +80,7 @@ def attacked(radius, distance, confirmed):
         confirmed=np.array(confirmed),
         lipschitz_slack=np.full(count, math.nan),
         predicted=np.zeros(count, dtype=int),
+        pixels=np.zeros((count, 2), dtype=int),
         aimed={},
         by_attack={},
     )
