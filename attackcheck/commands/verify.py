@@ -79,6 +79,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--json", metavar="FILE|-", help="write the report as JSON")
     parser.add_argument("--junit", metavar="FILE", help="write JUnit XML, a test case for each image and attack")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page (extra `html`)")
     parser.add_argument("--baseline", metavar="FILE", help="fail only on violations that this report or run has not")
     parser.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
     parser.set_defaults(run=_run)
@@ -109,6 +110,19 @@ def _run(arguments: argparse.Namespace) -> int:
         written.append(JunitReporter(arguments.junit))
     subject = load_subject(arguments)
     replay = ["attackcheck", "replay", *replay_options(arguments)]
+    if arguments.html is not None:
+        from attackcheck.commands.report import command_of
+        from attackcheck.reporters.html import HtmlReporter
+
+        written.append(
+            HtmlReporter(
+                arguments.html,
+                classes=data.classes,
+                ignore=data.ignore,
+                replay=(replay[:2], replay[2:]),
+                command=command_of(vars(arguments)),
+            )
+        )
     if on_github():
         written.append(GithubReporter(replay, baseline, sys.stderr if arguments.json == "-" else None))
     report: Report | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TextIO
@@ -32,8 +30,9 @@ from attackcheck.events import (
 from attackcheck.parts import Part
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
-from attackcheck.report import STUCK, Report, Violation
+from attackcheck.report import Report, Violation
 from attackcheck.reporters.audits import audit_lines
+from attackcheck.reporters.sentences import closing, remarks
 from attackcheck.reporters.tables import (
     attack_tables,
     budget_table,
@@ -232,7 +231,7 @@ class ConsoleReporter:
             self._finding_tables(report)
         if not self._quiet:
             self._out.print()
-            for line in _sentences(report):
+            for line in remarks(report):
                 self._out.print(line)
         if report.stopped:
             self._out.print(f"The run is incomplete: {printable(report.stopped)}.")
@@ -272,53 +271,7 @@ class ConsoleReporter:
             self._out.print("  " + shlex.join([*self._replay[:2], path, *self._replay[2:]]), soft_wrap=True)
 
 
-def _sentences(report: Report) -> list[str]:
-    lines = []
-    limit = report.limit
-    if math.isfinite(limit.least) and report.sound:
-        parts = [
-            f"{name} {value:.4g}"
-            for name, value in (("flips", limit.pixel), ("sets", limit.set), ("slopes", limit.map))
-            if math.isfinite(value)
-        ]
-        lines.append(
-            f"Detection limit: any uniform inflation of the radii above x {_up(limit.least)} would have been found "
-            f"({', '.join(parts)})."
-        )
-    if math.isfinite(limit.gadget) and report.sound:
-        lines.append(
-            f"The certifier held on gadgets, networks with known distances: its radii reach {1 / limit.gadget:.5f} of "
-            "the distance."
-        )
-    if report.unchecked:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.unchecked.items())
-        lines.append(f"Not attacked: {reasons}.")
-    return lines
-
-
 def _last_line(report: Report) -> Text:
-    broken = report.violations
-    pixels = f"{report.attacked_count:,} attacked {'pixel' if report.attacked_count == 1 else 'pixels'}"
-    names = ", ".join(attack.name for attack in report.attacks)
-    ran = f"({names or 'nothing ran'}; seed {report.seed})"
-    count = f"{counted(len(broken), 'violation')} in {pixels} {ran}"
-    if broken:
-        kinds = Counter(violation.kind for violation in broken)
-        parts = ", ".join(f"{kinds[kind]} {kind.name}" for kind in Kind if kinds[kind])
-        ratio = f"by up to x {broken[0].ratio:.4f}"
-        found = f"{counted(len(broken), 'violation')} ({parts}) {ratio} in {pixels} {ran}"
-        return Text.assemble(("UNSOUND ", "bold red"), found)
-    if report.audit is not None and report.audit.refuted:
-        return Text.assemble(("UNSOUND ", "bold red"), f"by the audit of the weights; {count}")
-    if not report.attacked_count and report.unchecked.get(STUCK):
-        why = "gradients are zero or misleading and no search found any flip: this says nothing about the radii"
-        return Text.assemble(("COULD NOT CHECK ", "bold yellow"), f"{why} {ran}")
-    if not report.attacked_count:
-        return Text.assemble(("NOTHING CHECKED ", "bold yellow"), "no pixel was attacked")
-    return Text(count)
-
-
-def _up(value: float) -> str:
-    """Rounded up, so that the sentence stays true."""
-    digits = 2 if value >= 1.1 else 4
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+    end = closing(report)
+    style = "bold red" if end.unsound else "bold yellow"
+    return Text.assemble((f"{end.label} ", style), end.text) if end.label else Text(end.text)
