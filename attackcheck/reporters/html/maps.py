@@ -115,23 +115,28 @@ def _columns(picture: Picture, scales: Scales) -> dict[str, list[Array]]:
         name: scales.indices(picture, name).astype(np.uint8) for name in scales.shown(picture) if name != "picture"
     }
     columns["rgba"] = red | green << 8 | blue << 16 | np.uint32(255) << 24
-    columns |= {"radius": _short(picture.radius), "distance": _short(picture.distance)}
+    columns |= {
+        "radius": _short(picture.radius, picture.attacked),
+        "distance": _short(picture.distance, picture.attacked),
+    }
     columns |= {"to": picture.after.astype(np.int16)}
     columns |= {"by": picture.by.astype(np.int16), "aimed": picture.attacked.astype(np.int16)}
     if picture.edge > 1:
-        columns |= {"row": picture.row.astype(np.int32), "column": picture.column.astype(np.int32)}
+        tall, wide = (np.arange(n) * picture.edge for n in picture.row.shape)
+        within = {"row": picture.row - tall[:, None], "column": picture.column - wide}
+        columns |= {name: offset.astype(np.uint16) for name, offset in within.items()}
     return {name: [array] for name, array in columns.items()}
 
 
-def _short(values: Array) -> Array:
-    """float32 with 11 bits of the mantissa rounded off (a relative error of 2 ** -13), which compresses better.
+def _short(values: Array, exact: Array) -> Array:
+    """float32, but for ``exact`` with 11 bits of the mantissa rounded off, which compresses better.
 
-    What is not positive and finite becomes NaN: drawn in grey.
+    That is a relative error of 2 ** -13. What is not positive and finite becomes NaN: drawn in grey.
     """
     known = np.isfinite(values) & (values > 0)
-    bits = np.where(known, values, 1.0).astype(np.float32).view(np.uint32)
-    rounded = ((bits + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
-    result: Array = np.where(known, rounded, np.float32(np.nan))
+    single = np.where(known, values, 1.0).astype(np.float32)
+    rounded = ((single.view(np.uint32) + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
+    result: Array = np.where(known, np.where(exact, single, rounded), np.float32(np.nan))
     return result
 
 
@@ -144,13 +149,19 @@ def _hover(picture: Picture, content: Content, source: ColumnDataSource) -> dict
         args={"data": source},
         code="const cell = special_vars.image_index.flat_index; "
         "const ratio = data.data.radius[0][cell] / data.data.distance[0][cell]; "
-        "return ratio > 0 ? ratio.toFixed(3) : 'not known'",
+        "return ratio > 0 ? ratio.toFixed(4) : 'not known'",
     )
     named = CustomJSHover(args={"names": names}, code="return names[value] ?? 'not kept'")
     who = CustomJSHover(args={"names": list(picture.attacks)}, code="return names[value] ?? 'nobody'")
     yes = CustomJSHover(code="return value ? 'yes' : 'no'")
     whole = CustomJSHover(code="return String(Math.floor(value))")
-    place = ("@row", "@column") if picture.edge > 1 else ("$y{custom}", "$x{custom}")
+    inside = {
+        axis: CustomJSHover(
+            args={"edge": picture.edge}, code=f"return String(Math.floor(special_vars.{axis} / edge) * edge + value)"
+        )
+        for axis in "xy"
+    }
+    place = ("@row{custom}", "@column{custom}") if picture.edge > 1 else ("$y{custom}", "$x{custom}")
     said = {
         "row, column": ", ".join(place),
         "radius r": "@radius{custom}",
@@ -162,7 +173,7 @@ def _hover(picture: Picture, content: Content, source: ColumnDataSource) -> dict
         "aimed at": "@aimed{custom}",
     }
     formatters = {"@radius": number, "@distance": never, "@tightness": ratio, "@prediction": named, "@to": named}
-    formatters |= {"@by": who, "@aimed": yes, "$x": whole, "$y": whole}
+    formatters |= {"@by": who, "@aimed": yes, "$x": whole, "$y": whole, "@row": inside["y"], "@column": inside["x"]}
     return {"tooltips": list(said.items()), "formatters": formatters}
 
 

@@ -85,11 +85,12 @@
   const said = (data, values, row, column) => {
     const cell = Math.floor(row / data.edge) * data.columns + Math.floor(column / data.edge);
     const at = (name) => values[name][0][cell];
-    const place = data.edge > 1 ? `Block of ${data.edge} x ${data.edge}, worst at ${at("row")}, ${at("column")}` : `Pixel ${row}, ${column}`;
+    const within = (name, value) => value - (value % data.edge) + at(name);
+    const place = data.edge > 1 ? `Block of ${data.edge} x ${data.edge}, worst at ${within("row", row)}, ${within("column", column)}` : `Pixel ${row}, ${column}`;
     const radius = at("radius") > 0 ? at("radius").toPrecision(4) : "none";
     const parts = [`${place}: ${data.classes[at("prediction")]}`, `radius ${radius}`];
     if (!(at("distance") > 0)) return [...parts, "never seen flipped"].join(", ");
-    const ratio = at("radius") > 0 ? (at("radius") / at("distance")).toFixed(3) : "0";
+    const ratio = at("radius") > 0 ? (at("radius") / at("distance")).toFixed(4) : "0";
     const after = data.classes[at("to")] ?? "another class";
     const by = data.attacks[at("by")] ?? "nobody";
     return [...parts, `flip distance ${at("distance").toPrecision(4)}`, `r / d ${ratio}`, `to ${after} by ${by}`].join(", ");
