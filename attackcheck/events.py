@@ -11,6 +11,7 @@ from attackcheck.parts import Part
 from attackcheck.report import Report, Violation
 
 __all__ = [
+    "TIGHTNESS_STEP",
     "Advanced",
     "Audited",
     "Event",
@@ -54,23 +55,33 @@ class Warned:
 
 @dataclass(frozen=True)
 class ImageStarted:
-    """``work`` is the number of attack calls planned for this image."""
+    """``work`` is the number of attack calls planned for this image, ``attacks`` names the attack of each, in order."""
 
     image: int
     name: str
     pixels: int
     work: int
+    attacks: tuple[str, ...] = ()
+
+
+TIGHTNESS_STEP = 0.05
+"""Width of the bins of :attr:`Advanced.tightness`."""
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """One attack call is done. ``worst`` is the largest radius / distance seen in the run so far."""
+    """One attack call is done. ``worst`` is the largest radius / distance of the pixels aimed at so far.
+
+    ``tightness`` counts the pixels aimed at just now that were seen flipped by radius / distance: bins of
+    ``TIGHTNESS_STEP`` from 0, the last one for everything above 1.
+    """
 
     image: int
     attack: str
     done: int
     work: int
     worst: float
+    tightness: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

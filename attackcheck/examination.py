@@ -16,7 +16,7 @@ from attackcheck.claims import RadiusClaim
 from attackcheck.counterexample import digest
 from attackcheck.crops import Crops
 from attackcheck.errors import InputError
-from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, PartFinished, Warned
+from attackcheck.events import TIGHTNESS_STEP, Advanced, Event, ImageFinished, ImageStarted, PartFinished, Warned
 from attackcheck.judging import Examiner
 from attackcheck.parts import Part
 from attackcheck.probe import Probe
@@ -253,7 +253,9 @@ class Bench:
         self, work: ImageWork, attacker: Attacker, examiner: Examiner, stop: Callable[[], str | None]
     ) -> Iterator[Event]:
         units = list(attacker.units(work))
-        yield ImageStarted(work.index, work.name, len(work.pixels), len(units))
+        yield ImageStarted(
+            work.index, work.name, len(work.pixels), len(units), tuple(unit.stage.attack for unit in units)
+        )
         done, begun, group, worst = 0, 0, None, 0.0
         while True:
             for unit in units[done:]:
@@ -266,8 +268,9 @@ class Bench:
                     attacker.aim(work, group)
                 attacker.run(work, unit)
                 done += 1
-                worst = max(worst, self._worst(work))
-                yield Advanced(work.index, unit.stage.attack, done, len(units), worst)
+                ratios = self._ratios(work)
+                worst = max(worst, float(ratios.max()) if len(ratios) else 0.0)
+                yield Advanced(work.index, unit.stage.attack, done, len(units), worst, _binned(ratios))
                 reason = stop()
                 if reason is not None:
                     raise StopEarly(reason)
@@ -280,10 +283,14 @@ class Bench:
             group = None
             attacker.aim(work, work.pixels[:0])
 
-    def _worst(self, work: ImageWork) -> float:
-        """The largest radius / distance of the pixels aimed at."""
+    def _ratios(self, work: ImageWork) -> Tensor:
+        """radius / distance of the pixels aimed at just now, 0 where not flipped, on the CPU."""
         slots = work.probe.evidence.slots
-        if not len(slots.rows):
-            return 0.0
-        radius = work.scene.radius.to(slots.distance.device)[slots.rows, slots.columns]
-        return float((radius / slots.distance).max())
+        radius = work.scene.radius[slots.rows.cpu(), slots.columns.cpu()]
+        return radius / slots.distance.cpu()
+
+
+def _binned(ratios: Tensor) -> tuple[int, ...]:
+    last = round(1 / TIGHTNESS_STEP)
+    places = (ratios[ratios > 0] / TIGHTNESS_STEP).ceil().sub(1).clamp(0, last)
+    return tuple(places.long().bincount(minlength=last + 1).tolist())

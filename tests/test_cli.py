@@ -267,3 +267,16 @@ def test_the_shipped_network_holds_and_half_its_witnessed_constant_does_not(plac
     for violation in found[:3]:
         assert main(["replay", violation["counterexample"], "--lipschitz", str(witnessed / 2)]) == 1
         assert main(["replay", violation["counterexample"], "--lipschitz", "2"]) == 0
+
+
+def test_verbose_shows_every_call_and_every_violation_and_quiet_nothing_of_it(place, capsys):
+    assert verify("nets.py:broken", "-v", "--threads", "1") == 1
+    shown = capsys.readouterr()
+    assert "image 3/3: linearised, call 1/1, worst r/d 1.2" in shown.err
+    assert shown.err.count("VIOLATED") > 6
+    assert shown.out.count("attackcheck replay") == int(re.search(r"UNSOUND (\d+) violations", shown.out)[1])
+    assert verify("nets.py:broken", "-q", "--threads", "1") == 1
+    shown = capsys.readouterr()
+    assert "image 3/3" not in shown.err
+    with pytest.raises(SystemExit):
+        verify("nets.py:broken", "-q", "-v")

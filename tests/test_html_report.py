@@ -12,10 +12,10 @@ pytest.importorskip("bokeh")
 
 from attackcheck.cli import main
 from attackcheck.parts import Example, Maps
+from attackcheck.reporters.blocks import blocks
 from attackcheck.reporters.html import fitting
 from attackcheck.reporters.html.content import EPSILONS, Content, Pixels
 from attackcheck.reporters.html.observing import observe, smaller
-from attackcheck.reporters.html.pictures import blocks
 from attackcheck.reporters.html.scales import Scales
 
 FACTORY = """

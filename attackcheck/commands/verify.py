@@ -81,7 +81,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--junit", metavar="FILE", help="write JUnit XML, a test case for each image and attack")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page (extra `html`)")
     parser.add_argument("--baseline", metavar="FILE", help="fail only on violations that this report or run has not")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
+    loud = parser.add_mutually_exclusive_group()
+    loud.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
+    loud.add_argument("-v", "--verbose", action="store_true", help="every attack call, all findings")
     parser.set_defaults(run=_run)
 
 
@@ -132,7 +134,9 @@ def _run(arguments: argparse.Namespace) -> int:
             past = stack.enter_context(_folder(arguments, subject, data, settings))
             settings = replace(settings, counterexamples=past.counterexamples)
             written.append(past)
-        console = stack.enter_context(ConsoleReporter(replay, quiet=arguments.quiet, tables=arguments.json != "-"))
+        console = stack.enter_context(
+            ConsoleReporter(replay, quiet=arguments.quiet, verbose=arguments.verbose, tables=arguments.json != "-")
+        )
         for event in _to_the_end(run(subject, data, settings, past), [console, *written]):
             if isinstance(event, RunFinished):
                 report = event.report

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +31,7 @@ from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report, Violation
 from attackcheck.reporters.audits import audit_lines
+from attackcheck.reporters.live import LiveView
 from attackcheck.reporters.sentences import closing, remarks
 from attackcheck.reporters.tables import (
     attack_tables,
@@ -75,21 +75,29 @@ class ConsoleReporter:
     Args:
         replay: how a replay command starts, with everything but the counterexample's path.
         quiet: no tables and no progress, only violations and the last line.
+        verbose: every attack call where there is no terminal, all violations at once, all findings in the tables.
         tables: False leaves stdout to another reporter; everything goes to stderr then.
     """
 
-    def __init__(self, replay: Sequence[str] = ("attackcheck", "replay"), *, quiet: bool = False, tables: bool = True):
+    def __init__(
+        self,
+        replay: Sequence[str] = ("attackcheck", "replay"),
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        tables: bool = True,
+    ) -> None:
         self._out = plain_console(sys.stdout if tables else sys.stderr)
         self._err = plain_console(sys.stderr)
         self._replay = replay
         self._quiet = quiet
+        self._verbose = verbose
+        self._shown = SHOWN if not verbose else sys.maxsize
         self._violations = 0
         self._images = 0
         self._own = 0  # of these, the images of this shard
-        self._done: dict[int, float] = {}  # share of each image's work; several may be under way
-        self._worst = 0.0
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._before = 0  # images that an earlier run did
+        self._live: LiveView | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +105,7 @@ class ConsoleReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_progress()
+        self._stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -110,22 +118,14 @@ class ConsoleReporter:
                         self._out.print(Text.assemble(("audit ", "bold"), " ", line))
             case Warned():
                 self._say(Text.assemble(("warning ", "yellow"), f"{event.code}: {printable(event.message)}"))
-            case ImageStarted():
-                self._start_progress()
-            case Advanced():
-                self._advance(event)
+            case ImageStarted() | Advanced() | ImageFinished():
+                self._look(event)
             case Finding():
                 self._finding(event.violation)
-            case ImageFinished():
-                if self._progress is None and not self._quiet:
-                    self._err.print(
-                        f"image {event.image + 1}/{self._images}: {counted(event.attacked, 'pixel')} attacked, "
-                        f"{counted(event.violations, 'violation')}"
-                    )
             case PartFinished() if event.restored:
                 self._restored(event.part)
             case RunFinished():
-                self._stop_progress()
+                self._stop()
                 self._report(event.report)
 
     # While it runs -----------------------------------------------------------------------------------------------
@@ -153,46 +153,41 @@ class ConsoleReporter:
     def _restored(self, part: Part) -> None:
         if part.maps is None:
             return
-        self._done[part.number] = 1.0
+        self._before += 1
         if not self._quiet and not self._err.is_terminal:
             self._err.print(f"image {part.number + 1}/{self._images}: done before")
 
-    def _start_progress(self) -> None:
-        if self._quiet or not self._err.is_terminal:
+    def _look(self, event: ImageStarted | Advanced | ImageFinished) -> None:
+        """The live view on a terminal, plain lines elsewhere."""
+        if self._quiet:
             return
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("worst r/d {task.fields[worst]}"),
-                TextColumn("{task.fields[violations]} violations"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._err,
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=float(self._own), worst="-", violations=0)
-            self._progress.start()
-
-    def _advance(self, event: Advanced) -> None:
-        if self._progress is None or self._task is None:
+        if self._err.is_terminal:
+            if self._live is None:
+                self._live = LiveView(self._err, self._own)
+                for _ in range(self._before):
+                    self._live.skipped()
+                self._live.__enter__()
+            self._live(event)
             return
-        self._done[event.image] = event.done / max(1, event.work)
-        self._worst = max(self._worst, event.worst)
-        self._progress.update(
-            self._task,
-            description=f"image {event.image + 1}/{self._images} {event.attack}",
-            completed=sum(self._done.values()),
-            worst=short(self._worst),
-            violations=self._violations,
-        )
+        match event:
+            case Advanced() if self._verbose:
+                self._err.print(
+                    f"image {event.image + 1}/{self._images}: {event.attack}, call {event.done}/{event.work}, "
+                    f"worst r/d {short(event.worst)}"
+                )
+            case ImageFinished():
+                self._err.print(
+                    f"image {event.image + 1}/{self._images}: {counted(event.attacked, 'pixel')} attacked, "
+                    f"{counted(event.violations, 'violation')}"
+                )
 
     def _finding(self, violation: Violation) -> None:
         if violation.verdict is not Verdict.VIOLATED:
             return
         self._violations += 1
-        if self._violations <= 5:
+        if self._live is not None:
+            self._live.violations = self._violations
+        if self._violations <= 5 or self._verbose:
             where = "the logit map" if violation.pixel is None else f"pixel {violation.pixel}"
             if violation.statement is not None:
                 where = violation.statement
@@ -209,12 +204,12 @@ class ConsoleReporter:
             self._say(Text("further violations are in the table at the end"))
 
     def _say(self, text: Text) -> None:
-        (self._progress.console if self._progress is not None else self._err).print(text)
+        self._err.print(text)
 
-    def _stop_progress(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.__exit__()
+            self._live = None
 
     # At the end --------------------------------------------------------------------------------------------------
 
@@ -245,20 +240,20 @@ class ConsoleReporter:
         broken = report.violations
         if broken:
             title = f"Violations, worst first ({len(broken)})"
-            self._print(violation_table(title, broken[:SHOWN], self._out.width))
+            self._print(violation_table(title, broken[: self._shown], self._out.width))
             for kind in Kind:
                 if any(violation.kind is kind for violation in broken):
                     self._out.print(f"{kind.name}: {kind.value}")
-            for violation in broken[:SHOWN]:
+            for violation in broken[: self._shown]:
                 if violation.statement is not None:
                     self._out.print(f"claimed: {violation.statement}, reached by {printable(violation.attack)}")
-            if len(broken) > SHOWN:
-                self._out.print(f"{len(broken) - SHOWN} more are in --json and in the folder of counterexamples")
-            self._replays(broken[:SHOWN])
+            if len(broken) > self._shown:
+                self._out.print(f"{len(broken) - self._shown} more are in --json and in the folder of counterexamples")
+            self._replays(broken[: self._shown])
         others = [finding for finding in report.findings if finding.verdict is not Verdict.VIOLATED]
         if others and not self._quiet:
             title = f"Proposals that are no violations ({len(others)})"
-            self._print(violation_table(title, others[:SHOWN], self._out.width))
+            self._print(violation_table(title, others[: self._shown], self._out.width))
             for verdict in sorted({finding.verdict.name for finding in others}):
                 self._out.print(f"{verdict}: {Verdict[verdict].value}")
 

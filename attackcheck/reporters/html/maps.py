@@ -31,7 +31,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.settings import settings
 
-from attackcheck.reporters.html.colours import hexed
+from attackcheck.reporters.colours import hexed
 from attackcheck.reporters.html.content import Content, Picture
 from attackcheck.reporters.html.pictures import rgb
 from attackcheck.reporters.html.scales import Scales

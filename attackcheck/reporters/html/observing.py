@@ -12,8 +12,9 @@ from attackcheck.parts import Example, Maps
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Violation
+from attackcheck.reporters.blocks import blocks
 from attackcheck.reporters.html.content import EPSILONS, Curves, Picture, Pixels, Summary, Worst, ratios
-from attackcheck.reporters.html.pictures import averaged, blocks
+from attackcheck.reporters.html.pictures import averaged
 
 __all__ = ["Observed", "observe", "smaller"]
 

@@ -20,9 +20,9 @@ from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.reporters.audits import near
+from attackcheck.reporters.colours import hexed
 from attackcheck.reporters.html import rows
 from attackcheck.reporters.html.charts import SHOWN, charts
-from attackcheck.reporters.html.colours import hexed
 from attackcheck.reporters.html.content import Content, Picture
 from attackcheck.reporters.html.figures import Figure, WorstCard, map_figures, worst_card
 from attackcheck.reporters.html.maps import live_maps, packed

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attackcheck.reporters.html.colours import NEVER, class_colours, diverging, hexed, log_scale, sequential
+from attackcheck.reporters.colours import NEVER, class_colours, diverging, hexed, log_scale, sequential
 from attackcheck.reporters.html.content import Content, Picture
 
 __all__ = ["MAPS", "Scales"]

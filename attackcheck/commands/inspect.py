@@ -1,0 +1,70 @@
+"""`attackcheck inspect`: one image or pixel of a run, in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from attackcheck.errors import InputError
+
+if TYPE_CHECKING:
+    from attackcheck.parts import Part
+    from attackcheck.run_folder import Run
+
+__all__ = ["add_arguments"]
+
+
+def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="look at one image or pixel of a run",
+        description="Shows images of a run folder in the terminal: a map of tightness and the tightest pixels, "
+        "or everything that is known of one pixel. Exit code: 0 shown, 2 not.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="a run folder")
+    parser.add_argument("--image", type=int, metavar="N", help="number of the image; none: a list of all")
+    parser.add_argument("--pixel", metavar="ROW,COLUMN", help="a pixel of this image")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    pixel = None
+    if arguments.pixel is not None:
+        found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", arguments.pixel)
+        if found is None:
+            raise InputError(f"expected --pixel to be ROW,COLUMN such as 12,34, got {arguments.pixel!r}")
+        pixel = int(found[1]), int(found[2])
+        if arguments.image is None:
+            raise InputError("expected --image beside --pixel: a pixel belongs to an image")
+    from attackcheck.reporters.console import plain_console
+    from attackcheck.reporters.inspection import show_image, show_images, show_pixel
+    from attackcheck.run_folder import read_run
+
+    run = read_run(arguments.folder)
+    out = plain_console(sys.stdout)
+    if arguments.image is None:
+        show_images(out, run.parts())
+        return 0
+    part = _part(run, arguments.image)
+    if part.maps is None:
+        raise InputError(f"nothing is known of the pixels of image {arguments.image}")
+    if pixel is None:
+        show_image(out, part, part.maps, run.header.classes)
+        return 0
+    height, width = part.maps.radius.shape
+    if pixel[0] >= height or pixel[1] >= width:
+        raise InputError(f"expected a pixel inside {height}x{width}, got row {pixel[0]}, column {pixel[1]}")
+    show_pixel(out, part, part.maps, run.header.classes, pixel)
+    return 0
+
+
+def _part(run: Run, number: int) -> Part:
+    for part in run.parts():
+        if part.number == number:
+            return part
+    numbers = [part.number for part in run.parts()]
+    have = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+    raise InputError(f"expected an image of this run ({have or 'none is done'}), got {number}")
