@@ -219,6 +219,8 @@ def test_curves_count_labelled_pixels_and_leave_ignored_ones_out():
     assert (curves.labelled, curves.valid, curves.right, curves.aimed) == (True, 3, 2, 3)
     certified = dict(zip(EPSILONS.round(6).tolist(), curves.certified.tolist(), strict=True))
     unbroken = dict(zip(EPSILONS.round(6).tolist(), curves.unbroken.tolist(), strict=True))
+    aimed = dict(zip(EPSILONS.round(6).tolist(), curves.certified_aimed.tolist(), strict=True))
+    assert aimed == certified
     for eps, count in certified.items():
         assert count == (eps <= 0.1) + (eps <= 0.4)
         assert unbroken[eps] == (eps < 0.2) + 1

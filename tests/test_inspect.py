@@ -1,6 +1,9 @@
 """Looking at one image or pixel of a run in the terminal."""
 
 import io
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +99,22 @@ def test_half_blocks_show_two_rows_in_each_line_and_the_pixel_meant():
     assert text.count("▀") == 4 * 10 - 1
     assert text.splitlines()[2].count("◆") == 1
     assert legend(Console(file=io.StringIO(), color_system=None)).plain.startswith("r/d: 0 .")
+
+
+def test_the_page_about_looking_at_a_run_tells_what_works(place, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("bokeh")
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "looking.md").read_text()
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (docs / picture).is_file()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynet.py").write_text(FACTORY.replace("broken", "net"))
+    quick = ["--data", f"arrays:{place / 'images.npz'}", "--plan", "quick", "--pixels", "3", "--threads", "1"]
+    ran = 0
+    for line in "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["attackcheck"]:
+            assert main([*words[1:], *(quick if words[1] == "verify" else [])]) == int(words[1] == "verify")
+            ran += 1
+    assert ran == 6
+    assert (tmp_path / "report.html").is_file()

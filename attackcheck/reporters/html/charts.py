@@ -163,12 +163,17 @@ def accuracy_chart(content: Content) -> Any:
     plot.line(ends, [clean, clean], line_color="#808080", line_dash="dotted", line_width=2, legend_label="clean")
     said = [("eps", "@eps{0.0000}"), ("certified", "@certified{0.0} %")]
     if curves.aimed:
-        unbroken = 100 * curves.unbroken / curves.aimed
+        # Beside all pixels: of the attacked ones alone, so that one curve is above the other unless a claim is broken.
+        sample, unbroken = 100 * curves.certified_aimed / curves.aimed, 100 * curves.unbroken / curves.aimed
+        source.add(sample, "sample")
         source.add(unbroken, "unbroken")
+        plot.varea(EPSILONS, sample, unbroken, fill_color="#808080", fill_alpha=0.12)
         line = {"line_color": COLOURS[1], "line_width": 2, "legend_label": "under attack, attacked pixels"}
         plot.line("eps", "unbroken", source=source, **line)
-        said.append(("under attack", "@unbroken{0.0} %"))
-    line = {"line_color": COLOURS[0], "line_width": 2, "legend_label": "certified pixel by pixel"}
+        line = {"line_color": COLOURS[0], "line_dash": "dashed", "legend_label": "certified, attacked pixels"}
+        plot.line("eps", "sample", source=source, **line)
+        said += [("certified, of the attacked pixels", "@sample{0.0} %"), ("under attack", "@unbroken{0.0} %")]
+    line = {"line_color": COLOURS[0], "line_width": 2, "legend_label": "certified, all pixels"}
     lower = plot.line("eps", "certified", source=source, **line)
     plot.add_tools(HoverTool(renderers=[lower], tooltips=said, mode="vline"))
     budgets = [b for b in content.report.budgets if b.attacked is not None or not curves.labelled]

@@ -166,6 +166,7 @@ class Curves:
         right: how many are right on the clean image.
         certified: ``(E,)`` right, with a certified radius of at least each of ``EPSILONS``.
         aimed: how many of ``valid`` were attacked.
+        certified_aimed: ``(E,)`` as ``certified``, of these.
         unbroken: ``(E,)`` of these: right, and not seen flipped within each of ``EPSILONS``.
     """
 
@@ -174,6 +175,7 @@ class Curves:
     right: int
     certified: Array
     aimed: int
+    certified_aimed: Array
     unbroken: Array
 
     def __add__(self, other: Curves) -> Curves:
@@ -185,6 +187,7 @@ class Curves:
             self.right + other.right,
             self.certified + other.certified,
             self.aimed + other.aimed,
+            self.certified_aimed + other.certified_aimed,
             self.unbroken + other.unbroken,
         )
 

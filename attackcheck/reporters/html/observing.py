@@ -153,13 +153,15 @@ def _curves(
 ) -> Curves:
     valid = np.ones(predicted.shape, dtype=bool) if labels is None else labels != ignore
     right = valid if labels is None else valid & (labels == predicted)
-    radii, distances = np.sort(radius[right]), np.sort(distance[right & attacked])
+    certified, aimed = np.sort(radius[right]), np.sort(radius[right & attacked])
+    distances = np.sort(distance[right & attacked])
     return Curves(
         labelled=labels is not None,
         valid=int(valid.sum()),
         right=int(right.sum()),
-        certified=len(radii) - np.searchsorted(radii, EPSILONS, side="left"),
+        certified=len(certified) - np.searchsorted(certified, EPSILONS, side="left"),
         aimed=int((valid & attacked).sum()),
+        certified_aimed=len(aimed) - np.searchsorted(aimed, EPSILONS, side="left"),
         unbroken=len(distances) - np.searchsorted(distances, EPSILONS, side="right"),
     )
 

@@ -212,7 +212,8 @@ def _accuracy_said(content: Content) -> str:
     text = f"Share of {what}: on the clean images; certified, with a radius of at least eps; "
     if curves.aimed:
         text += (
-            f"under attack, of the {curves.aimed:,} attacked pixels, each with its own perturbation of at most eps. "
+            f"under attack, of the {curves.aimed:,} attacked pixels, each with its own perturbation of at most eps, "
+            "beside what is certified of these. "
         )
     if content.report.budgets:
         text += "Diamonds: whole images under one perturbation."
