@@ -1,6 +1,7 @@
 """The HTML page: what it keeps of a run, what it says, and that a file name cannot become part of it."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -131,6 +132,15 @@ def test_a_page_from_the_run_folder_says_the_same(pages, place, monkeypatch, cap
         assert f"attackcheck verify nets.py:{name} --data folder:photos" in page
     assert main(["report", "photos"]) == 2
     assert "run.json" in capsys.readouterr().err
+
+
+def test_a_page_of_a_run_that_is_not_finished_says_so(place, pages, tmp_path, capsys):
+    shutil.copytree(place / "run-tight", tmp_path / "run")
+    (tmp_path / "run" / "parts" / "image-000001.npz").unlink()
+    assert main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "The run is incomplete:</strong> 1 of 2 images are missing" in page
+    assert "6 attacked pixels" in page
 
 
 def test_without_bokeh_a_sentence_says_what_to_install(place, monkeypatch, capsys):
