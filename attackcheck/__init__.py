@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from attackcheck.metrics import MetricClaim as MetricClaim
     from attackcheck.probe import Kind as Kind
     from attackcheck.recheck import Verdict as Verdict
+    from attackcheck.refined import RefinedCertificate as RefinedCertificate
+    from attackcheck.refined import refine as refine
     from attackcheck.report import Report as Report
     from attackcheck.report import Violation as Violation
     from attackcheck.subject import Subject as Subject
@@ -41,6 +43,7 @@ _HOMES = {
     "Measure": "measures.names",
     "MetricClaim": "metrics",
     "RadiusClaim": "claims",
+    "RefinedCertificate": "refined",
     "Report": "report",
     "Subject": "subject",
     "Verdict": "recheck",
@@ -49,6 +52,7 @@ _HOMES = {
     "certify": "certification",
     "load": "loading",
     "load_counterexample": "counterexample",
+    "refine": "refined",
     "replay": "counterexample",
     "verify": "verification",
 }
@@ -64,6 +68,7 @@ __all__ = [
     "Measure",
     "MetricClaim",
     "RadiusClaim",
+    "RefinedCertificate",
     "Report",
     "Subject",
     "Verdict",
@@ -72,6 +77,7 @@ __all__ = [
     "certify",
     "load",
     "load_counterexample",
+    "refine",
     "replay",
     "verify",
 ]

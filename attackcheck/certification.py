@@ -38,6 +38,7 @@ def certify(
     box: tuple[float, float] | None = None,
     tolerance: float = 1e-5,
     counterexamples: str | Path | None = None,
+    refine: bool = True,
     on_progress: Callable[[CertificationTable, int, int], None] | None = None,
 ) -> CertificationTable:
     """Certify measures of these images at every eps, and attack what was certified.
@@ -56,6 +57,7 @@ def certify(
         box: range that perturbed images must keep.
         tolerance: relative excess of a claimed value over a measured one that still counts as rounding.
         counterexamples: folder for counterexamples; None saves none.
+        refine: also certify by what the last layers' weights say (docs/refined.md), where they are of a known kind.
         on_progress: called with the table so far and how many of how many attacked images are done.
 
     Returns:
@@ -75,6 +77,7 @@ def certify(
         box=box,
         tolerance=tolerance,
         counterexamples=None if counterexamples is None else Path(counterexamples),
+        refine=refine,
     )
     subject = Subject(model, claim, {"model": type(model).__name__})
     table: CertificationTable | None = None

@@ -20,7 +20,11 @@ __all__ = ["CertificationTable", "MetricFinding", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One measure at one eps; NaN where it has no value, ``attacked`` None where nothing was attacked."""
+    """One measure at one eps; NaN where it has no value, ``attacked`` None where nothing was attacked.
+
+    ``refined`` and ``refined_per_pixel`` are what the refined certificate says instead of ``certified`` and
+    ``per_pixel``, None where it says nothing.
+    """
 
     measure: Measure
     cls: int | None
@@ -30,6 +34,8 @@ class Row:
     per_pixel: float
     attacked: float | None
     constant: float
+    refined: float | None = None
+    refined_per_pixel: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ class CertificationTable:
     """The result of :func:`attackcheck.certify`.
 
     ``rows`` hold every measure (and class) at every eps; ``smallest`` the distances that can take a given share of an
-    image's measure; ``findings`` the metric claims, the table's own and those given, that an attack contradicted.
+    image's measure; ``findings`` the metric claims, the table's own and those given, that an attack contradicted;
+    ``refinement`` says what the refined certificate rests on, or why there is none.
     """
 
     subject: Mapping[str, Any]
@@ -96,6 +103,7 @@ class CertificationTable:
     logit_error: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
     stopped: str | None = None
+    refinement: str = ""
 
     def row(self, measure: Measure | str, eps: float, cls: int | None = None) -> Row:
         """The row of a measure at one of the budgets; raises KeyError for anything else."""
@@ -132,6 +140,7 @@ class CertificationTable:
             "seconds": dict(self.seconds),
             "stopped": self.stopped,
             "sound": self.sound,
+            "refinement": self.refinement,
             "rows": [
                 {
                     "measure": row.measure.value,
@@ -142,6 +151,8 @@ class CertificationTable:
                     "per_pixel": _number(row.per_pixel),
                     "attacked": _number(row.attacked),
                     "constant": _number(row.constant),
+                    "refined": _number(row.refined),
+                    "refined_per_pixel": _number(row.refined_per_pixel),
                 }
                 for row in self.rows
             ],

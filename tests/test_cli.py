@@ -267,3 +267,16 @@ def test_the_shipped_network_holds_and_half_its_witnessed_constant_does_not(plac
     for violation in found[:3]:
         assert main(["replay", violation["counterexample"], "--lipschitz", str(witnessed / 2)]) == 1
         assert main(["replay", violation["counterexample"], "--lipschitz", "2"]) == 0
+
+
+def test_verify_attacks_the_refined_certificate(tmp_path, capsys):
+    factory = tmp_path / "net.py"
+    factory.write_text(
+        "import torch\nfrom attackcheck import LipschitzClaim\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), LipschitzClaim(9.0)\n"
+    )
+    common = ["verify", f"{factory}:make", "--images", "1", "--pixels", "2", "--attack", "linearised", "--no-audit"]
+    assert main([*common, "--out", str(tmp_path / "out"), "--refined"]) == 0
+    assert "refined in the last layers" in capsys.readouterr().out

@@ -42,6 +42,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--eps", metavar="LIST", help="budgets such as 0.1,0.3 (default: 0.001 to 1.5)")
     parser.add_argument("--metric", metavar="FILE", help="also attack the metric claims in this TOML or JSON file")
     parser.add_argument("--no-attack", action="store_true", help="certify only")
+    parser.add_argument("--no-refine", action="store_true", help="leave out the refined certificate")
     parser.add_argument("--steps", type=int, default=15, metavar="N", help="steps of every attack (default: 15)")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
@@ -136,6 +137,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         box=(0.0, 1.0) if arguments.box else None,
         tolerance=arguments.tolerance,
         counterexamples=Path(arguments.out),
+        refine=not arguments.no_refine,
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attackcheck.attacks.plans import Plan
     from attackcheck.events import Event
     from attackcheck.report import Report
-    from attackcheck.subject import Images, Settings
+    from attackcheck.subject import Images, Settings, Subject
 
 __all__ = ["add_arguments"]
 
@@ -44,6 +44,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--region", action="append", metavar="SPEC", help=_REGION_HELP)
     parser.add_argument("--target", type=int, metavar="CLASS", help="attack towards this class")
+    parser.add_argument(
+        "--refined", action="store_true", help="attack the refined certificate of these weights instead"
+    )
     parser.add_argument("--plan", default="standard", help="quick, standard, thorough or FILE.toml (default: standard)")
     parser.add_argument("--attack", metavar="NAME,...", help="run these attacks instead of a plan")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
@@ -85,6 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     written = None if arguments.json is None else JsonReporter(arguments.json)
     subject = load_subject(arguments)
+    if arguments.refined:
+        subject = _refined(subject, data)
     console = ConsoleReporter(
         ["attackcheck", "replay", *replay_options(arguments)], quiet=arguments.quiet, tables=arguments.json != "-"
     )
@@ -175,6 +180,15 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         metrics=() if arguments.metric is None else read_metrics(arguments.metric),
     )
     return settings, data
+
+
+def _refined(subject: Subject, data: Images) -> Subject:
+    """The same model with its refined certificate as the claim."""
+    from dataclasses import replace
+
+    from attackcheck.refined import refine
+
+    return replace(subject, claim=refine(subject.model, tuple(data[0].image.shape)).claim())
 
 
 def _with_regions(chosen: Plan) -> Plan:
