@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from attackcheck.refined import refine as refine
     from attackcheck.report import Report as Report
     from attackcheck.report import Violation as Violation
+    from attackcheck.smoothing import Smoothing as Smoothing
     from attackcheck.subject import Subject as Subject
     from attackcheck.verification import verify as verify
 
@@ -45,6 +46,7 @@ _HOMES = {
     "RadiusClaim": "claims",
     "RefinedCertificate": "refined",
     "Report": "report",
+    "Smoothing": "smoothing",
     "Subject": "subject",
     "Verdict": "recheck",
     "Violation": "report",
@@ -70,6 +72,7 @@ __all__ = [
     "RadiusClaim",
     "RefinedCertificate",
     "Report",
+    "Smoothing",
     "Subject",
     "Verdict",
     "Violation",

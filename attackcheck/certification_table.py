@@ -14,6 +14,7 @@ from attackcheck.metrics import MetricClaim
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Violation
+from attackcheck.smoothing import SmoothedData
 
 __all__ = ["CertificationTable", "MetricFinding", "Row"]
 
@@ -88,7 +89,8 @@ class CertificationTable:
 
     ``rows`` hold every measure (and class) at every eps; ``smallest`` the distances that can take a given share of an
     image's measure; ``findings`` the metric claims, the table's own and those given, that an attack contradicted;
-    ``refinement`` says what the refined certificate rests on, or why there is none.
+    ``refinement`` says what the refined certificate rests on, or why there is none;
+    ``smoothing`` what randomized smoothing of the same network says of the same images, if that was asked for.
     """
 
     subject: Mapping[str, Any]
@@ -104,6 +106,7 @@ class CertificationTable:
     seconds: Mapping[str, float] = field(default_factory=dict)
     stopped: str | None = None
     refinement: str = ""
+    smoothing: tuple[SmoothedData, ...] = ()
 
     def row(self, measure: Measure | str, eps: float, cls: int | None = None) -> Row:
         """The row of a measure at one of the budgets; raises KeyError for anything else."""
@@ -141,6 +144,7 @@ class CertificationTable:
             "stopped": self.stopped,
             "sound": self.sound,
             "refinement": self.refinement,
+            "smoothing": [entry.to_dict() for entry in self.smoothing],
             "rows": [
                 {
                     "measure": row.measure.value,

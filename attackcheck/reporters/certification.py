@@ -21,6 +21,7 @@ from attackcheck.measures.names import Measure
 from attackcheck.recheck import Verdict
 from attackcheck.reporters.console import plain_console
 from attackcheck.reporters.tables import counted
+from attackcheck.smoothing import SmoothedData
 
 __all__ = ["CertificationReporter", "csv_text"]
 
@@ -51,6 +52,7 @@ class CertificationReporter:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._sampling: TaskID | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,21 +70,37 @@ class CertificationReporter:
         if done == 0:
             self._first(table)
             if total and self._err.is_terminal:
-                self._bar = Progress(
-                    TextColumn("attacking"),
-                    BarColumn(bar_width=None),
-                    TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
-                    TimeElapsedColumn(),
-                    TimeRemainingColumn(),
-                    console=self._err,
-                    transient=True,
-                )
+                self._bar = self._progress("attacking", "images")
                 self._task = self._bar.add_task("", total=total)
                 self._bar.start()
         elif self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
         elif total:
             self._err.print(f"image {done}/{total} attacked")
+
+    def sampled(self, done: int, total: int) -> None:
+        """How many noisy images have been looked at."""
+        if self._quiet or not self._err.is_terminal:
+            return
+        if self._sampling is None:
+            if self._bar is not None:
+                self._bar.stop()
+            self._bar = self._progress("sampling", "samples")
+            self._sampling = self._bar.add_task("", total=total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._sampling, completed=done)
+
+    def _progress(self, name: str, unit: str) -> Progress:
+        return Progress(
+            TextColumn(name),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+        )
 
     def finish(self, table: CertificationTable) -> None:
         """The tables, what was broken, and one sentence."""
@@ -156,6 +174,9 @@ def _tables(table: CertificationTable) -> list[tuple[str, Table]]:
     finer = _refined(table)
     if finer is not None:
         shown.append((f"The same, {table.refinement}", finer))
+    for entry in table.smoothing:
+        title = f"Randomized smoothing at the same radius {entry.smoothing.radius:.4g}: {entry.smoothing.describe()}"
+        shown.append((title, _smoothing(table, entry)))
     beside = ": certified / attacked" if table.attacks else ": certified"
     for measure in (Measure.IOU, Measure.FNR):
         if any(row.measure is measure for row in table.rows):
@@ -209,6 +230,30 @@ def _refined(table: CertificationTable) -> Table | None:
             for cell in (_percent(old), _percent(new), "-" if new is None else f"{100 * (new - old):+.1f}")
         ]
         made.add_row(f"{row.eps:g}", *cells)
+    return made
+
+
+def _smoothing(table: CertificationTable, entry: SmoothedData) -> Table:
+    """Sampling beside the certificates that come from weights: at one radius, on the same images."""
+    made = _table()
+    made.add_column("certificate", no_wrap=True)
+    for name in ("accuracy", "mean IoU", "abstained", "s per image"):
+        made.add_column(name, justify="right", no_wrap=True)
+    rows = {row.measure: row for row in table.rows if row.eps == entry.smoothing.radius and row.cls is None}
+    ours = [rows.get(measure) for measure in (Measure.ACCURACY, Measure.MEAN_IOU)]
+    seconds = table.seconds
+    plain = (seconds["model"] + seconds["certificate"]) / table.images
+    finer = (seconds["model"] + seconds.get("refined", 0.0)) / table.images
+    kinds = (
+        ("each pixel", "per_pixel", plain), ("each pixel, refined", "refined_per_pixel", finer),
+        ("one budget", "certified", plain), ("one budget, refined", "refined", finer),
+    )  # fmt: skip
+    for name, column, time in kinds:
+        values = [None if row is None else getattr(row, column) for row in ours]
+        if any(value is not None for value in values):
+            made.add_row(name, *[_percent(value) for value in values], "0.0", f"{time:.3g}")
+    numbers = [_percent(value) for value in (entry.accuracy, entry.mean_iou, entry.abstained)]
+    made.add_row("smoothed network", *numbers, f"{entry.seconds:.3g}")
     return made
 
 
