@@ -39,7 +39,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     add_source_arguments(parser)
     parser.add_argument(
-        "--data", metavar="SPEC", help="scenes[:N], folder:DIR, arrays:FILE.npz, cityscapes:DIR; none: images that ship"
+        "--data",
+        metavar="SPEC",
+        help="scenes[:N], arrays:FILE.npz; folder:, cityscapes:, pets:, kvasir: or voc:DIR[:SPLIT][@HxW]; none: ours",
     )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--eps", metavar="LIST", help="budgets such as 0.1,0.3 (default: 0.001 to 1.5)")
