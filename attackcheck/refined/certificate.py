@@ -102,7 +102,19 @@ class _Scene:
     place: Tensor  # (n,) place and predicted class as one index
     order: Tensor  # (n,) which pairs are swapped
     distance: Tensor  # (P, n) at which pairs may change their order, ascending
-    bit: Tensor  # (P, n) which pairs those are
+    pair: Tensor  # (P, n) which pairs those are
+    swap: Tensor  # (P, n) their slopes
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What is computed with on one device."""
+
+    tail: Tail
+    table: Tensor  # (T * K, K, S * M)
+    largest: Tensor  # (T * K, K)
+    contrasts: Tensor  # (K, K, P)
+    swaps: Tensor  # (T, P)
 
 
 class RefinedCertificate:
@@ -121,7 +133,7 @@ class RefinedCertificate:
     def __init__(self, tail: Tail, slopes: Slopes, features: float, shape: tuple[int, ...]) -> None:
         self.features = features
         self._tail, self._slopes, self._shape = tail, slopes, shape
-        self._parts: dict[torch.device, tuple[Tail, Tensor, Tensor]] = {}
+        self._parts: dict[torch.device, _Part] = {}
         self._loose, self._loose_logits = self._measured_errors()
 
     @property
@@ -167,8 +179,8 @@ class RefinedCertificate:
             raise InputError(f"expected images of shape {self._shape} for this certificate, got {tuple(image.shape)}")
         return RefinedCosts(self, self._scene(image, logits), logits, error)
 
-    def _on(self, device: torch.device) -> tuple[Tail, Tensor, Tensor]:
-        """The network, its table ``(T * K, K, S * S)`` and slopes of pairs ``(T, P)`` on a device."""
+    def _on(self, device: torch.device) -> _Part:
+        """The network and its slopes on a device."""
         if device not in self._parts:
             tail = self._tail
             tail = Tail(
@@ -176,13 +188,16 @@ class RefinedCertificate:
                 None if tail.last is None else copy.deepcopy(tail.last).to(device),
                 tail.scale, tail.reach, tail.terms,
             )  # fmt: skip
-            table = self._slopes.table.flatten(3).flatten(0, 1).to(device)
-            self._parts[device] = tail, table, self._slopes.swaps.to(device)
+            slopes = self._slopes
+            self._parts[device] = _Part(
+                tail, slopes.table.flatten(3).flatten(0, 1).to(device), slopes.largest.flatten(0, 1).to(device),
+                slopes.contrasts.to(device), slopes.swaps.to(device),
+            )  # fmt: skip
         return self._parts[device]
 
     def _evaluate(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and the values that are sorted."""
-        tail = self._on(images.device)[0]
+        tail = self._on(images.device).tail
         with torch.no_grad():
             values = tail.affine(tail.head(images))
             if tail.last is None:
@@ -205,30 +220,33 @@ class RefinedCertificate:
         return ERROR_MARGIN * wrong[0] + floor, ERROR_MARGIN * wrong[1] + floor
 
     def _scene(self, image: Tensor, logits: Tensor) -> _Scene:
-        _, table, swaps = self._on(image.device)
+        part = self._on(image.device)
         height, width = int(logits.shape[1]), int(logits.shape[2])
         flat = logits.double().flatten(1)
         best, predicted = flat.max(dim=0)
         place = self._slopes.places(height, width, flat.device)
         order = torch.zeros_like(predicted)
-        distance, bit = flat.new_zeros(0, flat.shape[1]), order.new_zeros(0, flat.shape[1])
-        pairs = self.pairs
+        distance, pair = flat.new_zeros(0, flat.shape[1]), order.new_zeros(0, flat.shape[1])
+        swap, pairs = distance, self.pairs
         if pairs:
             values = self._evaluate(image[None])[1]
             if values is None:
                 raise RuntimeError("expected sorted values")
             first, second = values[0].double().flatten(1).chunk(2, 0)  # (P, n)
-            bits = 1 << torch.arange(pairs - 1, -1, -1, device=flat.device)
-            order = ((first < second).long() * bits[:, None]).sum(dim=0)
+            order = ((first < second).long() * self._bits(flat.device)[:, None]).sum(dim=0)
             gap = ((first - second).abs() - 2.0 * self._loose * values.abs().max().double()).clamp_min(0.0)
-            slope = swaps[place].T
+            slope = part.swaps[place].T
             reached = torch.where(gap > 0, gap / slope, 0.0) * ROUNDED
-            distance, which = reached.sort(dim=0)
-            bit = bits[which]
+            distance, pair = reached.sort(dim=0)
+            swap = slope.gather(0, pair)
         classes = flat.shape[0]
-        if table.shape[1] != classes:
-            raise InputError(f"expected logits of {table.shape[1]} classes, got {classes}")
-        return _Scene(flat, predicted, best, place * classes + predicted, order, distance, bit)
+        if part.table.shape[1] != classes:
+            raise InputError(f"expected logits of {part.table.shape[1]} classes, got {classes}")
+        return _Scene(flat, predicted, best, place * classes + predicted, order, distance, pair, swap)
+
+    def _bits(self, device: torch.device) -> Tensor:
+        """The bit of every pair in the number of an order."""
+        return 1 << torch.arange(self.pairs - 1, -1, -1, device=device)
 
     def _towards(self, scene: _Scene, label: int, error: float) -> Tensor:
         """Distance in the image ``(n,)`` of every pixel from class ``label``; 0 where it is that class.
@@ -236,14 +254,15 @@ class RefinedCertificate:
         The margin falls no faster than the slope over all orders of values that can be had by then: it is followed
         outwards from one distance at which a pair may change its order to the next.
         """
-        table = self._on(scene.logits.device)[1][:, label]  # (T * K, S * S)
-        orders = 1 << self.pairs
+        part = self._on(scene.logits.device)
+        table, largest, contrast = part.table[:, label], part.largest[:, label], part.contrasts[:, label]
+        exact, bits = self._slopes.masks > 1, self._bits(scene.logits.device)
         left = (scene.best - scene.logits[label] - error).clamp_min(0.0)
         done = torch.zeros_like(left)  # distance so far
         mask = torch.zeros_like(scene.order)
         ended = torch.zeros_like(mask, dtype=torch.bool)
+        slope = table[scene.place, scene.order * self._slopes.masks]
         for step in range(self.pairs + 1):
-            slope = table[scene.place, scene.order * orders + mask]
             need = torch.where(left > 0, left / slope, 0.0)  # infinite for a slope of zero
             if step == self.pairs:
                 done = torch.where(ended, done, done + need)
@@ -253,7 +272,12 @@ class RefinedCertificate:
             done = torch.where(ended, done, done + torch.minimum(need, room))
             left = torch.where(ended, left, (left - slope * room * (1.0 + 2.0**-50)).clamp_min(0.0))
             ended = ended | last
-            mask = mask | scene.bit[step]
+            if exact:
+                mask = mask | bits[scene.pair[step]]
+                slope = table[scene.place, scene.order * self._slopes.masks + mask]
+            else:
+                added = contrast[scene.predicted, scene.pair[step]] * scene.swap[step]
+                slope = torch.minimum(slope + added, largest[scene.place])
         return done * (ROUNDED / self.features)
 
 

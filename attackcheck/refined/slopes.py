@@ -20,6 +20,9 @@ __all__ = ["Slopes", "measure_slopes"]
 LOCAL_PAIRS = 6
 """Up to so many sorted pairs per pixel, slopes are kept for every set of pairs that can change their order."""
 
+MOST_PAIRS = 10
+"""Up to so many, slopes are kept for every order; what changes of order add is bounded pair by pair."""
+
 CHUNK = 2**22
 """Numbers of a Jacobian at a time."""
 
@@ -29,10 +32,12 @@ class Slopes:
     """Upper bounds of slopes along the features.
 
     Attributes:
-        table: ``(T, K, K, S, S)`` float64: at a pixel of place t, of the logit of class y less that of class k, where
+        table: ``(T, K, K, S, M)`` float64: at a pixel of place t, of the logit of class y less that of class k, where
             the sorted pairs are in order s now (a bit per pair, set where swapped) and those of the mask m may change
-            it; ``S = 1`` where orders are not told apart.
+            it. ``M = S`` masks, or 1: none of them changes; ``S = 1`` where orders are not told apart: any may.
         swaps: ``(T, P)``, of the difference of each pair; P = 0 where orders are not told apart.
+        contrasts: ``(K, K, P)``: times the slope of a pair, what a change of its order adds at most; used where M is 1.
+        largest: ``(T, K, K)``, over all orders.
         block: norm of the map from one place of the features to the logits of its pixels, None without such blocks.
         rows, columns: how many places there are along each axis, ``T = rows * columns``.
         scale, reach: of the tail, the latter rounded up to a multiple of the former.
@@ -40,6 +45,8 @@ class Slopes:
 
     table: Tensor
     swaps: Tensor
+    contrasts: Tensor
+    largest: Tensor
     block: float | None
     rows: int
     columns: int
@@ -50,6 +57,11 @@ class Slopes:
     def pairs(self) -> int:
         """P."""
         return int(self.swaps.shape[1])
+
+    @property
+    def masks(self) -> int:
+        """M."""
+        return int(self.table.shape[-1])
 
     def places(self, height: int, width: int, device: torch.device) -> Tensor:
         """The place of every pixel of a map, ``(H * W,)``."""
@@ -66,8 +78,8 @@ def measure_slopes(tail: Tail, channels: int, height: int, width: int) -> Slopes
     reach = -(-tail.reach // scale) * scale
     cells = [min(size // scale, 2 * reach // scale + 1) for size in (height, width)]
     gram, loose, block = _row_grams(tail, channels, cells)
-    table, swaps = _differences(tail, gram, loose)
-    return Slopes(table, swaps, block, cells[0] * scale, cells[1] * scale, scale, reach)
+    table, swaps, contrasts, largest = _differences(tail, gram, loose)
+    return Slopes(table, swaps, contrasts, largest, block, cells[0] * scale, cells[1] * scale, scale, reach)
 
 
 def _place(size: int, scale: int, reach: int, device: torch.device) -> Tensor:
@@ -115,19 +127,27 @@ def _row_grams(tail: Tail, channels: int, cells: list[int]) -> tuple[Tensor, Ten
     return gram, loose, block
 
 
-def _differences(tail: Tail, gram: Tensor, loose: Tensor) -> tuple[Tensor, Tensor]:
-    """The table of slopes ``(T, K, K, S, S)`` and the slopes of pairs ``(T, P)``."""
+def _differences(tail: Tail, gram: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Table, swaps, contrasts and largest of the slopes."""
     if tail.last is None:
         rows, pairs = torch.eye(gram.shape[-1], dtype=torch.float64), 0
     else:
         rows = tail.last.weight.detach().double().cpu().flatten(1)  # (K, O)
         pairs = rows.shape[1] // 2
+    if pairs > MOST_PAIRS:
+        return _any_order(rows, gram, loose)
     orders = torch.tensor(list(itertools.product([False, True], repeat=pairs)))  # (S, P)
     slopes = torch.stack([_slopes_from(rows[own] - rows, orders, gram, loose) for own in range(len(rows))], 1)
-    if not 0 < pairs <= LOCAL_PAIRS:
-        return slopes.amax(dim=-1)[..., None, None], torch.zeros(len(gram), 0, dtype=torch.float64)
+    largest = slopes.amax(dim=-1)
+    if not pairs:
+        return _untold(largest)
     apart = torch.eye(2 * pairs, dtype=torch.float64)
-    apart = apart[:pairs] - apart[pairs:]  # (P, O)
+    swaps = _norms(apart[:pairs] - apart[pairs:], gram, loose)
+    # A pair that changes places hands (v_j - v_{j + P}) (U_{j + P} - U_j) to the gradient.
+    each = rows[:, None] - rows
+    contrasts = (each[..., :pairs] - each[..., pairs:]).abs() * (1.0 + 1e-14)
+    if pairs > LOCAL_PAIRS:
+        return slopes[..., None], swaps, contrasts, largest
     count = len(orders)
     table = torch.empty(*slopes.shape, count, dtype=torch.float64)  # (T, K, K, S, S)
     table[..., 0] = slopes
@@ -136,7 +156,27 @@ def _differences(tail: Tail, gram: Tensor, loose: Tensor) -> tuple[Tensor, Tenso
         bit = mask & -mask
         rest = table[..., mask ^ bit]
         table[..., mask] = torch.maximum(rest, rest[..., codes ^ bit])
-    return table, _norms(apart, gram, loose)
+    return table, swaps, contrasts, largest
+
+
+def _untold(largest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What there is without orders, given the largest slopes ``(T, K, K)``."""
+    swaps, contrasts = largest.new_zeros(len(largest), 0), largest.new_zeros(*largest.shape[1:], 0)
+    return largest[..., None, None], swaps, contrasts, largest
+
+
+def _any_order(rows: Tensor, gram: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Too many orders to look at: a combination of norm d is stretched at most d times the norm of all rows together.
+
+    An eigenvalue is proposed, and a Cholesky factorisation that runs to its end shows that it is large enough; what
+    that rounds away is far below the margin (Higham, "Accuracy and stability", section 10.3). Else the trace is.
+    """
+    unit = torch.eye(gram.shape[-1], dtype=torch.float64)
+    wanted = torch.linalg.eigvalsh(gram)[..., -1] * (1.0 + 1e-9)
+    failed = torch.linalg.cholesky_ex(wanted[:, None, None] * unit - gram).info
+    square = torch.where(failed == 0, wanted * (1.0 + 1e-9), gram.diagonal(dim1=-2, dim2=-1).sum(-1))
+    norm = (square + loose.abs().sum((-2, -1))).sqrt()
+    return _untold(norm[:, None, None] * (rows[:, None] - rows).norm(dim=-1) * (1.0 + 1e-12))
 
 
 def _slopes_from(apart: Tensor, orders: Tensor, gram: Tensor, loose: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from attackcheck.claims import margins
 from attackcheck.models import load_checkpoint, shipped
 from attackcheck.models.datasets import load_data
 from attackcheck.models.layers import MaxMin, OrthogonalConv2d, OrthogonalUp2d, conv, up
+from attackcheck.refined import slopes
 from attackcheck.refined.sets import steps_of_blocks
 
 
@@ -59,7 +60,25 @@ def flip_distances(model: nn.Module, image: Tensor, count: int = 200) -> Tensor:
 @pytest.mark.parametrize("sort", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_no_ray_flips_a_pixel_inside_its_radius(seed: int, sort: bool) -> None:
-    model = network(seed, sort=sort)
+    check_rays(network(seed, sort=sort), seed, sort)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nor_where_pairs_are_followed_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As networks with more pairs are."""
+    model, image = network(seed), torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+    exact = refine(model, (2, 4, 4)).radii(image)
+    monkeypatch.setattr(slopes, "LOCAL_PAIRS", 0)
+    check_rays(model, seed, sort=True)
+    each = refine(model, (2, 4, 4)).radii(image)
+    monkeypatch.setattr(slopes, "MOST_PAIRS", 0)
+    any_order = refine(model, (2, 4, 4)).radii(image)
+    assert bool((any_order <= each * (1 + 1e-9)).all())
+    assert bool((each <= exact * (1 + 1e-9)).all())
+    assert bool((any_order < each).any())
+
+
+def check_rays(model: nn.Sequential, seed: int, sort: bool) -> None:
     image = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
     certificate = refine(model, (2, 4, 4))
     assert certificate.pairs == (2 if sort else 0)
