@@ -7,7 +7,7 @@ Every loss, at each of its settings, trains the same small network on the same p
 this process: the number of steps is what fits, measured on the first ones. The columns are means over seeds, in percent
 of the labelled validation pixels: right; right and certified against every perturbation of norm eps, with one budget
 for all pixels of an image, and each pixel by itself. A setting is on the front (*) if no other is better or equal in
-clean and in every jointly certified column at once.
+clean and in every jointly certified column at once. `--seeds 0` only shows what stands in the JSON file.
 """
 
 from __future__ import annotations
@@ -49,28 +49,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", default="scenes:200:1:32x64")
     parser.add_argument("--validation", default="scenes:24:2:32x64")
-    parser.add_argument("--only", help="settings that contain one of these words")
+    parser.add_argument("--only", help="settings whose names begin with one of these words")
     parser.add_argument("--arch", choices=("isounet", "lipnet"), default="isounet")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="results one by one; those of an earlier run with these options are kept")
     parser.add_argument("--plot")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     words = None if arguments.only is None else arguments.only.split(",")
-    chosen = [(name, given) for name, given in SETTINGS if words is None or any(word in name for word in words)]
+    chosen = [(name, given) for name, given in SETTINGS if words is None or name.startswith(tuple(words))]
     pictures, validation = in_memory(load_data(arguments.data)), in_memory(load_data(arguments.validation))
     results: dict[str, list[dict[str, object]]] = {name: [] for name, _ in chosen}
+    if arguments.json and Path(arguments.json).exists():
+        results |= json.loads(Path(arguments.json).read_text())
     for seed in range(arguments.seeds):
         for name, given in chosen:
+            if len(results[name]) > seed:
+                continue
             result = one(pictures, validation, given, seed, arguments)
             results[name].append(result)
             print(f"seed {seed}  {name}: {result}", file=sys.stderr, flush=True)
             if arguments.json:
                 Path(arguments.json).write_text(json.dumps(results, indent=1))
-    table = {
-        name: {key: mean(rows, key) for key in ("clean", "joint", "alone", "steps")} for name, rows in results.items()
-    }
+    table = {name: summed_up(rows) for name, rows in results.items() if rows}
     show(table, arguments)
     if arguments.plot:
         draw(table, arguments.plot)
@@ -128,6 +130,15 @@ def one(pictures, validation, given, seed: int, arguments) -> dict[str, object]:
     }
 
 
+def summed_up(rows):
+    joint = [row["joint"][EPSILONS.index(0.3)] for row in rows]
+    spread = statistics.stdev(joint) if len(rows) > 1 else float("nan")
+    return {key: mean(rows, key) for key in ("clean", "joint", "alone", "steps")} | {
+        "seeds": len(rows),
+        "spread": spread,
+    }
+
+
 def mean(rows, key: str):
     values = [row[key] for row in rows]
     if isinstance(values[0], list):
@@ -142,16 +153,15 @@ def show(table, arguments) -> None:
         mine = points[name]
         return any(all(b >= a for a, b in zip(mine, other, strict=True)) and other != mine for other in points.values())
 
-    print(
-        f"{arguments.arch} width {arguments.width}, {arguments.data}, {arguments.seconds:g} s, {arguments.seeds} seeds"
-    )
+    print(f"{arguments.arch} width {arguments.width}, {arguments.data}, {arguments.seconds:g} s of CPU each")
     heads = "".join(f"{eps:>7g}" for eps in EPSILONS)
-    print(f"{'':24s} {'steps':>6s} {'clean':>6s}  one budget:{heads}  each pixel:{heads}")
+    print(f"{'':24s} {'seeds':>5s} {'steps':>6s} {'clean':>6s}  one budget:{heads}  each pixel:{heads}  sd at .3")
     for name, row in table.items():
         cells = ["".join(f"{100 * value:7.1f}" for value in row[key]) for key in ("joint", "alone")]
         mark = " " if beaten(name) else "*"
         print(
-            f"{mark} {name:22s} {row['steps']:6.0f} {100 * row['clean']:6.1f}  {'':11s}{cells[0]}  {'':11s}{cells[1]}"
+            f"{mark} {name:22s} {row['seeds']:5d} {row['steps']:6.0f} {100 * row['clean']:6.1f}  {'':11s}{cells[0]}"
+            f"  {'':11s}{cells[1]}  {100 * row['spread']:8.2f}"
         )
 
 
