@@ -179,6 +179,7 @@ class _Run:
             box=settings.box,
             tolerance=settings.tolerance,
             counterexamples=settings.counterexamples,
+            refine=False,
         )
         *_, (table, _, _) = certify_data(self._subject, self._data, plan)
         tally = self._tallies[METRICS] = Tally(self._data.ignore)

@@ -280,3 +280,16 @@ def test_verbose_shows_every_call_and_every_violation_and_quiet_nothing_of_it(pl
     assert "image 3/3" not in shown.err
     with pytest.raises(SystemExit):
         verify("nets.py:broken", "-q", "-v")
+
+
+def test_verify_attacks_the_refined_certificate(tmp_path, capsys):
+    factory = tmp_path / "net.py"
+    factory.write_text(
+        "import torch\nfrom attackcheck import LipschitzClaim\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), LipschitzClaim(9.0)\n"
+    )
+    common = ["verify", f"{factory}:make", "--images", "1", "--pixels", "2", "--attack", "linearised", "--no-audit"]
+    assert main([*common, "--out", str(tmp_path / "out"), "--refined"]) == 0
+    assert "refined in the last layers" in capsys.readouterr().out

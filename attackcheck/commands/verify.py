@@ -39,7 +39,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     add_source_arguments(parser)
     parser.add_argument(
-        "--data", metavar="SPEC", help="scenes[:N], folder:DIR, arrays:FILE.npz, cityscapes:DIR; none: images that ship"
+        "--data",
+        metavar="SPEC",
+        help="scenes[:N], arrays:FILE.npz; folder:, cityscapes:, pets:, kvasir: or voc:DIR[:SPLIT][@HxW]; none: ours",
     )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--pixels", default="64", metavar="N|all|FILE", help="pixels per image (default: 64)")
@@ -48,6 +50,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--region", action="append", metavar="SPEC", help=_REGION_HELP)
     parser.add_argument("--target", type=int, metavar="CLASS", help="attack towards this class")
+    parser.add_argument(
+        "--refined", action="store_true", help="attack the refined certificate of these weights instead"
+    )
     parser.add_argument("--plan", default="standard", help="quick, standard, thorough or FILE.toml (default: standard)")
     parser.add_argument("--attack", metavar="NAME,...", help="run these attacks instead of a plan")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
@@ -111,6 +116,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.junit is not None:
         written.append(JunitReporter(arguments.junit))
     subject = load_subject(arguments)
+    if arguments.refined:
+        subject = _refined(subject, data)
     replay = ["attackcheck", "replay", *replay_options(arguments)]
     if arguments.html is not None:
         from attackcheck.commands.report import command_of
@@ -258,6 +265,15 @@ def _own_device(arguments: argparse.Namespace) -> str:
     from attackcheck.sharding import local_rank
 
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
+
+
+def _refined(subject: Subject, data: Images) -> Subject:
+    """The same model with its refined certificate as the claim."""
+    from dataclasses import replace
+
+    from attackcheck.refined import refine
+
+    return replace(subject, claim=refine(subject.model, tuple(data[0].image.shape)).claim())
 
 
 def _with_regions(chosen: Plan) -> Plan:
