@@ -124,8 +124,8 @@ def fitting(content: Content, limit: int = LIMIT) -> str:
     from attackcheck.reporters.html.page import render
 
     pictures = content.pictures
-    # About 16 bytes for each cell and 30 kB for each perturbed image; what is wrong with that is put right below.
-    cells = min(CELLS, max(512, int(0.6 * limit / 16 / max(1, len(pictures)))))
+    # At least 12 bytes for each cell; where that is too few, the loop puts it right.
+    cells = min(CELLS, max(512, int(0.9 * limit / 12 / max(1, len(pictures)))))
     worst = WORST if len(pictures) <= 20 else 2
     while True:
         text = render(replace(content, pictures=[smaller(picture, cells, worst) for picture in pictures]))
