@@ -105,12 +105,18 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
                 continue
         elif was == now:
             continue
-        if name in _WORDS:
+        if name == "model" and _factory(was) is not None and _factory(was) == _factory(now):
+            yield "another model (the same file made other weights: seed it, or load them)"
+        elif name in _WORDS:
             yield _WORDS[name]
         elif isinstance(was, (dict, list)) or isinstance(now, (dict, list)):
             yield f"other {name}"
         else:
             yield f"{name} {was} and not {now}"
+
+
+def _factory(model: Any) -> str | None:
+    return model.get("factory_sha256") if isinstance(model, dict) else None
 
 
 def _same_model(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

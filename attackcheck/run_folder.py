@@ -324,13 +324,21 @@ def _header(description: Mapping[str, Any]) -> Header:
     try:
         if description["format"] != FORMAT or description["version"] != VERSION:
             raise InputError(f"expected a run of version {VERSION}, got {description.get('version')!r}")
+        identity = description["identity"]
+        if not {"kind", "L"} <= identity["claim"].keys() or not isinstance(identity["metrics"], list):
+            raise InputError("expected a run described by attackcheck (its claim or metrics)")
+        for name, kind in (("images", list), ("sessions", list), ("options", dict)):
+            if not isinstance(description[name], kind):
+                raise InputError(f"expected a run described by attackcheck ({name})")
         given = dict(description["header"])
         shard, classes = given["shard"], given["classes"]
         given["shard"] = None if shard is None else (int(shard[0]), int(shard[1]))
         given["classes"] = None if classes is None else tuple(classes)
         given["attacks"] = tuple(given["attacks"])
         return Header(**given)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"expected a run described by attackcheck ({in_one_line(error)})") from None
 
 

@@ -236,6 +236,9 @@ def test_another_model_image_or_label_is_refused(verify, place, capsys):
         assert "other images or labels" in capsys.readouterr().err
     np.savez("images.npz", **content)
     assert verify(*start, "--batch", "3", "--strict") == 1  # of no consequence for results
+    capsys.readouterr()
+    assert verify(*start, net="other") == 2
+    assert "the same file made other weights" in capsys.readouterr().err
     (place / "nets.py").write_text((place / "nets.py").read_text().replace("seed=4", "seed=4 "))
     assert verify(*start) == 2  # the code of the factory
 
@@ -253,6 +256,18 @@ def test_a_folder_of_something_else_is_left_alone(verify, place, capsys):
     (place / "run" / "run.json").write_text('{"format": "else"}')
     assert verify("--out", "run") == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert verify("--out", "good", "--maxfail", "1") == 1
+    whole = json.loads((place / "good" / "run.json").read_text())
+    capsys.readouterr()
+    for name in ("header", "identity", "images", "sessions", "options"):
+        for wrong in ({}, None, 3, "x", [1]):
+            if isinstance(whole[name], type(wrong)):
+                continue
+            (place / "run" / "run.json").write_text(json.dumps(whole | {name: wrong}))
+            assert main(["merge", "run", "--out", "merged"]) == 2
+            captured = capsys.readouterr().err
+            assert captured.startswith("attackcheck: expected a run described by attackcheck"), captured
+            assert captured.count("\n") == 1
 
 
 def test_two_runs_do_not_write_to_one_folder(verify, capsys):
