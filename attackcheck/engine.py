@@ -16,11 +16,13 @@ from attackcheck import preflight
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.certifier import Plan, certify_data
 from attackcheck.claims import RadiusClaim
+from attackcheck.confidence import RateTest, rate_test
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import Audited, Event, Finding, RunFinished, RunStarted, Warned
 from attackcheck.examination import Bench, StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
+from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report, Violation
 from attackcheck.selection import HOW
@@ -67,6 +69,7 @@ class _Run:
         self._masked = False
         self._stop: str | None = None
         self._audit: AuditReport | None = None
+        self._rate: RateTest | None = None
         first = Bench(subject, data, settings)
         workers = min(settings.workers, len(data)) if first.independent and settings.device == "cpu" else 1
         self._benches = [first, *(Bench(subject, data, settings) for _ in range(workers - 1))]
@@ -91,6 +94,7 @@ class _Run:
                 raise  # nothing was found yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
+        yield from self._rates()
         yield RunFinished(self._report(stopped, failed))
 
     def _audited(self) -> Iterator[Event]:
@@ -127,10 +131,34 @@ class _Run:
             self._metric_findings.append(violation)
             yield Finding(violation)
 
+    def _rates(self) -> Iterator[Event]:
+        """Radii that hold with a probability are broken by a rate of violations, not by one."""
+        claim = self._subject.claim
+        if not isinstance(claim, RadiusClaim) or claim.confidence is None:
+            return
+        test = self._rate = rate_test(claim.confidence, [count for t in self._tallies.values() for count in t.rates])
+        if test.refuted:
+            violation = Violation(
+                kind=Kind.RATE,
+                verdict=Verdict.VIOLATED,
+                image=-1,
+                image_name=self._data.name,
+                pixel=None,
+                pixels=test.broken,
+                predicted=-1,
+                target=-1,
+                radius=test.rate,
+                distance=test.permitted,
+                attack="all",
+                statement=test.sentence(),
+            )
+            self._metric_findings.append(violation)
+            yield Finding(violation)
+
     def _trial(self) -> Iterator[Event]:
         """A certifier that can be run on any model is first run on networks whose distances are known."""
         claim = self._subject.claim
-        if isinstance(claim, RadiusClaim) and claim.takes_model:
+        if isinstance(claim, RadiusClaim) and claim.takes_model and claim.confidence is None:
             tally = self._tallies[BEFORE] = Tally(self._data.ignore)
             yield from trial(claim, self._settings, tally)
 
@@ -263,4 +291,5 @@ class _Run:
             stopped=stopped,
             failed=failed,
             audit=self._audit,
+            rate=self._rate,
         )

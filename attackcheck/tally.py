@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attackcheck.confidence import Attacked
 from attackcheck.probe import Cost, Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import (
@@ -94,6 +95,7 @@ class Tally:
         self.unchecked: Counter[str] = Counter()
         self._ratios: dict[Kind, float] = {}
         self._expansions: dict[str, float] = {}
+        self.rates: list[Attacked] = []  # of claims with a confidence
         self.unsaved = 0  # counterexamples that could not be written
         self._pixels: list[AttackedPixels] = []
         self._spent: dict[str, _Spent] = {}
@@ -115,6 +117,7 @@ class Tally:
         self.verdicts.update(other.verdicts)
         self.unchecked.update(other.unchecked)
         self.unsaved += other.unsaved
+        self.rates += other.rates
         self._pixels += other._pixels
         for name, spent in other._spent.items():
             self.add_cost(name, spent.objective, spent.cost)

@@ -276,6 +276,8 @@ def _sentences(report: Report) -> list[str]:
             f"The certifier held on gadgets, networks with known distances: its radii reach {1 / limit.gadget:.5f} of "
             "the distance."
         )
+    if report.rate is not None:
+        lines.append(f"Rate: {report.rate.sentence()}.")
     if report.unchecked:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.unchecked.items())
         lines.append(f"Not attacked: {reasons}.")
