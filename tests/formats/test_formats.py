@@ -33,13 +33,13 @@ class Net(nn.Module):
         self.first = nn.Conv2d(3, width, 3, padding=1)
         self.norm = nn.BatchNorm2d(width)
         self.down = nn.Conv2d(width, width, 2, stride=2)
-        self.last = nn.Conv2d(2 * width, 5, 1)
+        self.skip, self.last = nn.Conv2d(3, width, 1), nn.Conv2d(2 * width, 5, 1)
 
     def forward(self, x):
         a = torch.relu(self.norm(self.first(x)))
         b = nn.functional.interpolate(self.down(a), size=a.shape[-2:], mode="bilinear")
         left, right = b.chunk(2, dim=1)
-        return self.last(torch.cat([a + x[:, :1], torch.cat([right, left], 1).clamp(min=-0.1)], dim=1))
+        return self.last(torch.cat([a + self.skip(x), torch.cat([right, left], 1).clamp(min=-0.1)], dim=1))
 
 
 @pytest.fixture(scope="module")
