@@ -172,10 +172,13 @@ class Examiner:
         broken = sum(verdict is Verdict.COUNTED and bool(chosen[place]) for place, verdict in work.verdicts.items())
         tried, every = int(chosen.sum()), int((~ignored).sum())
         certified = int(((work.scene.radius > 0) & ~ignored).sum())
-        given = isinstance(self._settings.pixels, np.ndarray)
-        drawn = self._settings.pixels == "all" or self._settings.choose in ("radius", "random")
-        stand_for = len(work.pixels) if given else tried * every / max(1, certified) if drawn else every
-        return Attacked(tried, broken, max(float(stand_for), float(tried)))
+        if isinstance(self._settings.pixels, np.ndarray):
+            stand_for = float(len(work.pixels))
+        elif self._settings.pixels == "all" or self._settings.choose in ("radius", "random"):
+            stand_for = tried * every / max(1, certified)
+        else:
+            stand_for = float(every)
+        return Attacked(tried, broken, max(stand_for, float(tried)))
 
     def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Finding | Warned]:
         radius = work.scene.radius[pixels[:, 0], pixels[:, 1]]

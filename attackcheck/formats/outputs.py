@@ -56,13 +56,13 @@ def constant_beside_logits(
     if not all(_pair(other) for other in others):
         raise InputError("expected (logits, L) for every image, got it for some only")
     values = torch.cat([torch.as_tensor(pair[1]).detach().double().cpu().flatten() for pair in (found, *others)])
-    if not bool((values.isfinite() & (values > 0)).all()):
-        raise InputError(f"expected a positive, finite L beside the logits, got {values[0].item():g}")
     if bool((values != values[0]).any()):
         raise InputError(
             f"expected one L for all images beside the logits, got {values.min().item():g} to {values.max().item():g}: "
             "a constant of one image bounds nothing around it; give --lipschitz L, or radii"
         )
+    if not bool((values.isfinite() & (values > 0)).all()):
+        raise InputError(f"expected a positive, finite L beside the logits, got {values[0].item():g}")
     return LipschitzClaim(float(values[0]), scope, source="returned by the model beside its logits")
 
 
