@@ -25,7 +25,7 @@ from .archives import Archive, is_archive, is_safetensors, read_file
 from .constants import Constants
 from .isounet import IsoUNetConfig
 from .networks import FAMILIES, Config, Network, build, describe
-from .pickles import harmless, imports_of
+from .pickles import harmless, imports_of, never_permitted
 
 __all__ = ["Loaded", "load_checkpoint", "load_module", "load_state", "save_atomically", "save_checkpoint"]
 
@@ -170,9 +170,10 @@ def _unpickle(data: bytes, path: str | Path, allowed: Sequence[str] = ()) -> obj
         names = [name for name in _imports(data, archive) if not harmless(name) and name not in allowed]
         if names:
             listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            possible = not any(map(never_permitted, names))
+            hint = f", or permit what you trust with --allow-global {printable(names[0])}" if possible else ""
             raise InputError(
-                f"refused {path}: loading it would run code ({printable(listed)}); {_OWN} and give a state_dict, "
-                f"or permit what you trust with --allow-global {printable(names[0])}"
+                f"refused {path}: loading it would run code ({printable(listed)}); {_OWN} and give a state_dict{hint}"
             ) from error
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise InputError(f"refused {path}: it holds more than tensors, loading it could run code") from error
@@ -195,7 +196,7 @@ def _permitted(names: Sequence[str]) -> Iterator[None]:
     found: list[Any] = []
     for name in names:
         module, _, attribute = name.rpartition(".")
-        if not module or module.split(".")[0] in _NEVER or name in _NEVER:
+        if not module or never_permitted(name):
             raise InputError(f"refused --allow-global {name!r}: that runs programs, whatever is in the file")
         try:
             # Under the name in the file, which need not be the one that the object gives itself.
@@ -204,16 +205,6 @@ def _permitted(names: Sequence[str]) -> Iterator[None]:
             raise InputError(f"expected --allow-global MODULE.NAME, {name!r} fails: {in_one_line(error)}") from error
     with torch.serialization.safe_globals(found):
         yield
-
-
-_NEVER = {
-    "__builtin__", "__main__", "_io", "_pickle", "_posixsubprocess", "asyncio", "bdb", "builtins", "code", "codeop",
-    "ctypes", "functools", "http", "importlib", "io", "marshal", "multiprocessing", "nt", "operator", "os", "pathlib",
-    "pdb", "pickle", "pip", "posix", "pty", "runpy", "setuptools", "shutil", "signal", "socket", "subprocess", "sys",
-    "tempfile", "threading", "timeit", "types", "urllib", "webbrowser",
-    "numpy.load", "torch.hub.load", "torch.jit.load", "torch.load", "torch.save",
-}  # fmt: skip
-"""Modules and functions that no option lets a file call."""
 
 
 def _kind(value: object) -> str:

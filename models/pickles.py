@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from attackcheck.errors import InputError
 
-__all__ = ["COMPUTED", "harmless", "imports_of"]
+__all__ = ["COMPUTED", "harmless", "imports_of", "never_permitted"]
 
 COMPUTED = "(a name computed while loading)"
 """Stands for a global whose name is no constant in the file: nobody can say what it is without running it."""
@@ -23,13 +23,28 @@ _PICKLES = 64
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
     r"|torch\.(\w+Storage|Size|device|dtype|(float|int|uint|bfloat|complex|bool)\w*)|torch\.storage\.\w*Storage"
-    r"|torch\.nn\.parameter\.Parameter|torch\.Tensor"
+    r"|torch\.nn\.parameter\.Parameter|torch\.Tensor|(__builtin__|builtins)\.(set|bytearray|complex)|_codecs\.encode"
 )
 
 
 def harmless(name: str) -> bool:
     """Whether a global is one of those that tensors are rebuilt with: nothing of a stranger's runs through it."""
     return _HARMLESS.fullmatch(name) is not None
+
+
+_NEVER = {
+    "__builtin__", "__main__", "_io", "_pickle", "_posixsubprocess", "asyncio", "bdb", "builtins", "code", "codeop",
+    "ctypes", "functools", "http", "importlib", "io", "marshal", "multiprocessing", "nt", "operator", "os", "pathlib",
+    "pdb", "pickle", "pip", "posix", "pty", "runpy", "setuptools", "shutil", "signal", "socket", "subprocess", "sys",
+    "tempfile", "threading", "timeit", "types", "urllib", "webbrowser",
+    "numpy.load", "torch.hub.load", "torch.jit.load", "torch.load", "torch.save",
+}  # fmt: skip
+"""Modules and functions that no option lets a file call."""
+
+
+def never_permitted(name: str) -> bool:
+    """Whether a global runs programs or code whatever it is given, so that permitting it by name means nothing."""
+    return name in _NEVER or name.split(".")[0] in _NEVER or name.startswith("(")
 
 
 def imports_of(data: bytes) -> tuple[str, ...]:

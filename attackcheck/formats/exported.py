@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.models.archives import Archive
 
-__all__ = ["ExportedProgram", "load_exported"]
+__all__ = ["ExportedProgram", "dtype_name", "load_exported"]
 
 MAJOR = 8
 """Of the schema that is read here; torch has written it since 2.5."""
@@ -31,6 +31,14 @@ _DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
     8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
+
+
+def dtype_name(number: object) -> str:
+    """What the schema's number of a type stands for."""
+    known = _DTYPES.get(number) if isinstance(number, int) else None
+    return f"type {number}" if known is None else str(known).removeprefix("torch.")
+
+
 _MEMORY = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 _OPERATORS = ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "le", "ge", "lt", "gt")
 _SCALARS: dict[str, Callable[..., Any]] = {name: getattr(operator, name) for name in _OPERATORS}
