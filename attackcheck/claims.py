@@ -339,7 +339,10 @@ class RadiusClaim:
                 raise InputError(f"expected a positive, finite Lipschitz constant, got {self.lipschitz!r}")
         if callable(self.certifier):
             return
-        radii = torch.as_tensor(self.certifier).detach().double().cpu()
+        given = self.certifier
+        if not isinstance(given, Tensor) and np.asarray(given).dtype.kind not in "fiu":
+            raise InputError(f"expected numbers as radii, got {np.asarray(given).dtype}")
+        radii = torch.as_tensor(given).detach().double().cpu()
         if radii.dim() != 3:
             raise InputError(f"expected radii of shape (N, H, W), got {tuple(radii.shape)}")
         _check_radii(radii)

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -162,7 +163,8 @@ def _unpickle(data: bytes, path: str | Path, allowed: Sequence[str] = ()) -> obj
     """
     archive = Archive(data, path) if is_archive(data) else None
     try:
-        with _permitted(allowed):
+        with _permitted(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says of odd protocols what is said below
             content: object = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except InputError:
         raise

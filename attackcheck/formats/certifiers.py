@@ -88,8 +88,11 @@ def read_radii(path: str | Path) -> RadiusClaim:
                 raise InputError(f"expected an array 'radii' in {path}, got {', '.join(archive.files) or 'nothing'}")
             radii = archive["radii"]
             told = {name: archive[name] for name in ("alpha", "confidence", "per", "independent") if name in archive}
+            odd = [name for name, value in {**told, "radii": radii}.items() if not isinstance(value, np.ndarray)]
+            if odd:
+                raise InputError(f"expected arrays in {path}, got something else as {odd[0]!r}")
             if "abstained" in archive:
-                abstained = archive["abstained"]
+                abstained = np.asarray(archive["abstained"])
                 if abstained.shape != radii.shape or abstained.dtype != bool:
                     raise InputError(f"expected 'abstained' in {path} as truth values of the shape of the radii")
                 radii = np.where(abstained, 0.0, radii)

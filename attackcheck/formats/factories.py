@@ -20,7 +20,11 @@ __all__ = ["call_factory", "is_factory", "named", "read_arguments"]
 def is_factory(text: str) -> bool:
     """Whether this reads like ``FILE.py:NAME`` or ``pkg.mod:NAME`` and is no file."""
     path, colon, name = text.rpartition(":")
-    return bool(colon) and name.isidentifier() and bool(path) and path != "zoo" and not Path(text).exists()
+    try:
+        file = Path(text).exists()
+    except (OSError, ValueError):  # a name that is too long, or has a zero in it
+        file = True
+    return bool(colon) and name.isidentifier() and bool(path) and path != "zoo" and not file
 
 
 def named(spec: str) -> Callable[..., Any]:

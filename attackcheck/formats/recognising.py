@@ -6,7 +6,7 @@ from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
 
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 from attackcheck.models.archives import Archive, is_archive, is_safetensors, read_file
 
 __all__ = ["Format", "recognise", "recognise_bytes"]
@@ -32,7 +32,11 @@ def recognise(path: Path) -> Format:
     Raises:
         InputError: if there is none, or nothing that can be read.
     """
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a zero in it
+        raise InputError(f"expected a checkpoint file, got a name that is none: {in_one_line(error)}") from error
+    if folder:
         if any((path / name).is_file() for name in _WEIGHTS):
             return Format.DIRECTORY
         raise InputError(
