@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from attackcheck.metrics import MetricClaim as MetricClaim
     from attackcheck.probe import Kind as Kind
     from attackcheck.recheck import Verdict as Verdict
+    from attackcheck.refined import RefinedCertificate as RefinedCertificate
+    from attackcheck.refined import refine as refine
     from attackcheck.report import Report as Report
     from attackcheck.report import Violation as Violation
+    from attackcheck.smoothing import Smoothing as Smoothing
     from attackcheck.subject import Subject as Subject
     from attackcheck.verification import verify as verify
 
@@ -41,7 +44,9 @@ _HOMES = {
     "Measure": "measures.names",
     "MetricClaim": "metrics",
     "RadiusClaim": "claims",
+    "RefinedCertificate": "refined",
     "Report": "report",
+    "Smoothing": "smoothing",
     "Subject": "subject",
     "Verdict": "recheck",
     "Violation": "report",
@@ -49,6 +54,7 @@ _HOMES = {
     "certify": "certification",
     "load": "loading",
     "load_counterexample": "counterexample",
+    "refine": "refined",
     "replay": "counterexample",
     "verify": "verification",
 }
@@ -64,7 +70,9 @@ __all__ = [
     "Measure",
     "MetricClaim",
     "RadiusClaim",
+    "RefinedCertificate",
     "Report",
+    "Smoothing",
     "Subject",
     "Verdict",
     "Violation",
@@ -72,6 +80,7 @@ __all__ = [
     "certify",
     "load",
     "load_counterexample",
+    "refine",
     "replay",
     "verify",
 ]

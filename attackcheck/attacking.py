@@ -18,6 +18,7 @@ from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim
 from attackcheck.crop_probe import CropProbe
 from attackcheck.crops import Crops
+from attackcheck.parts import Example
 from attackcheck.probe import Kind, Probe
 from attackcheck.recheck import Scene, Verdict
 from attackcheck.regions import Region
@@ -57,9 +58,11 @@ class ImageWork:
     regions: Sequence[Region]
     attacked: Tensor  # (H, W) bool on the CPU: aimed at so far
     masked: Tensor  # (H, W) bool on the CPU: its gradient leads nowhere
+    class_after: Tensor  # (H, W) int16 on the CPU: class at the closest point, -1 where not known
     aimed_by: dict[str, Tensor] = field(default_factory=dict)  # attack -> (H, W) bool: it was aimed at these
     crops: Crops | None = None  # None: pixels are attacked on whole images
     verdicts: dict[tuple[int, int], Verdict] = field(default_factory=dict)  # of pixels, where it is not HELD
+    examples: list[tuple[float, Example]] = field(default_factory=list)  # ratio, perturbed image
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +250,9 @@ class Attacker:
         with torch.no_grad():
             predicted = self._model(found)[0].argmax(dim=0).cpu()
         if region is not None:
-            self._tally.regions.append(self._region_result(work, stage, region, found[0], predicted))
+            result = self._region_result(work, stage, region, found[0], predicted)
+            self._tally.regions.append(result)
+            _keep_region(work, result, found[0], predicted)
         elif unit.eps is not None:
             labels = None if work.labels is None else work.labels.numpy()
             self._tally.add_budget(unit.eps, stage.attack, work.scene.predicted.numpy(), predicted.numpy(), labels)
@@ -274,6 +279,29 @@ class Attacker:
         if eps is not None:
             options["eps"] = eps
         return options
+
+
+def _keep_region(work: ImageWork, result: RegionResult, found: Tensor, predicted: Tensor) -> None:
+    """Keep the region that comes nearest to its joint distance, to be looked at."""
+    if math.isinf(result.distance):
+        return
+    ratio = (1.0 if result.joint_distance is None else result.joint_distance) / result.distance
+    if any(kept >= ratio for kept, example in work.examples if example.kind == "region"):
+        return
+    work.examples = [entry for entry in work.examples if entry[1].kind != "region"]
+    example = Example(
+        kind="region",
+        name=result.name,
+        pixel=None,
+        predicted=-1,
+        target=-1 if result.target is None else result.target,
+        radius=result.joint_distance,
+        distance=result.distance,
+        attack=result.attack,
+        perturbed=found.detach().cpu().clone(),
+        after=predicted.to(torch.int16),
+    )
+    work.examples.append((ratio, example))
 
 
 def _never_flipped(work: ImageWork) -> Tensor:

@@ -15,6 +15,7 @@ from attackcheck.certifier import ATTACKS, EPSILONS, Plan, certify_data
 from attackcheck.claims import Claim
 from attackcheck.errors import InputError
 from attackcheck.metrics import MetricClaim
+from attackcheck.smoothing import Smoothing, smooth_data
 from attackcheck.subject import Model, Subject
 from attackcheck.verification import ArrayImages
 
@@ -38,6 +39,8 @@ def certify(
     box: tuple[float, float] | None = None,
     tolerance: float = 1e-5,
     counterexamples: str | Path | None = None,
+    refine: bool = True,
+    smoothing: Smoothing | None = None,
     on_progress: Callable[[CertificationTable, int, int], None] | None = None,
 ) -> CertificationTable:
     """Certify measures of these images at every eps, and attack what was certified.
@@ -56,6 +59,8 @@ def certify(
         box: range that perturbed images must keep.
         tolerance: relative excess of a claimed value over a measured one that still counts as rounding.
         counterexamples: folder for counterexamples; None saves none.
+        refine: also certify by what the last layers' weights say (docs/refined.md), where they are of a known kind.
+        smoothing: also certify the smoothed network, by sampling; its radius joins the budgets.
         on_progress: called with the table so far and how many of how many attacked images are done.
 
     Returns:
@@ -66,8 +71,9 @@ def certify(
     """
     if steps < 1:
         raise InputError(f"expected at least 1 step, got {steps}")
+    extra = set() if smoothing is None else {smoothing.radius}
     plan = Plan(
-        epsilons=tuple(sorted({float(eps) for eps in epsilons})),
+        epsilons=tuple(sorted({*(float(eps) for eps in epsilons), *extra})),
         attacks=tuple(replace(a, steps=steps) for a in ATTACKS) if attack else (),
         metrics=tuple(metrics),
         seed=seed,
@@ -75,12 +81,16 @@ def certify(
         box=box,
         tolerance=tolerance,
         counterexamples=None if counterexamples is None else Path(counterexamples),
+        refine=refine,
     )
     subject = Subject(model, claim, {"model": type(model).__name__})
+    data = ArrayImages(images, labels)
     table: CertificationTable | None = None
-    for table, done, total in certify_data(subject, ArrayImages(images, labels), plan):
+    for table, done, total in certify_data(subject, data, plan):
         if on_progress is not None:
             on_progress(table, done, total)
     if table is None:
         raise RuntimeError("the certification ended without a table")
-    return table
+    if smoothing is None:
+        return table
+    return replace(table, smoothing=(smooth_data(subject, data, smoothing, seed=seed, device=device),))

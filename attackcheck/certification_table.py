@@ -14,13 +14,18 @@ from attackcheck.metrics import MetricClaim
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Violation
+from attackcheck.smoothing import SmoothedData
 
 __all__ = ["CertificationTable", "MetricFinding", "Row"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure at one eps; NaN where it has no value, ``attacked`` None where nothing was attacked."""
+    """One measure at one eps; NaN where it has no value, ``attacked`` None where nothing was attacked.
+
+    ``refined`` and ``refined_per_pixel`` are what the refined certificate says instead of ``certified`` and
+    ``per_pixel``, None where it says nothing.
+    """
 
     measure: Measure
     cls: int | None
@@ -30,6 +35,8 @@ class Row:
     per_pixel: float
     attacked: float | None
     constant: float
+    refined: float | None = None
+    refined_per_pixel: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,9 @@ class CertificationTable:
     """The result of :func:`attackcheck.certify`.
 
     ``rows`` hold every measure (and class) at every eps; ``smallest`` the distances that can take a given share of an
-    image's measure; ``findings`` the metric claims, the table's own and those given, that an attack contradicted.
+    image's measure; ``findings`` the metric claims, the table's own and those given, that an attack contradicted;
+    ``refinement`` says what the refined certificate rests on, or why there is none;
+    ``smoothing`` what randomized smoothing of the same network says of the same images, if that was asked for.
     """
 
     subject: Mapping[str, Any]
@@ -96,6 +105,8 @@ class CertificationTable:
     logit_error: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
     stopped: str | None = None
+    refinement: str = ""
+    smoothing: tuple[SmoothedData, ...] = ()
 
     def row(self, measure: Measure | str, eps: float, cls: int | None = None) -> Row:
         """The row of a measure at one of the budgets; raises KeyError for anything else."""
@@ -132,6 +143,8 @@ class CertificationTable:
             "seconds": dict(self.seconds),
             "stopped": self.stopped,
             "sound": self.sound,
+            "refinement": self.refinement,
+            "smoothing": [entry.to_dict() for entry in self.smoothing],
             "rows": [
                 {
                     "measure": row.measure.value,
@@ -142,6 +155,8 @@ class CertificationTable:
                     "per_pixel": _number(row.per_pixel),
                     "attacked": _number(row.attacked),
                     "constant": _number(row.constant),
+                    "refined": _number(row.refined),
+                    "refined_per_pixel": _number(row.refined_per_pixel),
                 }
                 for row in self.rows
             ],

@@ -27,6 +27,8 @@ from attackcheck.measures.shared import Weights, most_lost
 from attackcheck.metric_counterexample import save_metric
 from attackcheck.metrics import MetricClaim, Pictures, judge_metric
 from attackcheck.recheck import Verdict
+from attackcheck.refined import RefinedCertificate, refine
+from attackcheck.refined.measures import refined_bounds
 from attackcheck.subject import Images, Subject
 
 __all__ = ["ATTACKS", "EPSILONS", "Plan", "certify_data"]
@@ -35,8 +37,14 @@ EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.17, 0.25, 0.3, 0.5, 0.7, 1.0,
 
 ATTACKS = (ImageAttack(),)
 
+TOGETHER = (Measure.ACCURACY, Measure.STABILITY, Measure.FNR)
+"""Measures that the refined certificate bounds with one budget for all pixels."""
+
 KEPT_BYTES = 2**29
 """Logits of the data set are kept between the two passes if they fit here; else the model is called again."""
+
+PROOF_SECONDS = 60.0
+"""Seconds of work for the proof that a refined certificate rests on."""
 
 ERROR_MARGIN = 8.0
 """Logit differences count as wrong by so many times the largest float32 error of a logit seen on the first image."""
@@ -51,6 +59,7 @@ class Plan:
         attacks: image-level attacks, none to certify only.
         metrics: further claims to attack.
         seed, device, box, tolerance, counterexamples: as for :func:`attackcheck.verify`.
+        refine: also certify by the refined certificate, where the network has one.
     """
 
     epsilons: tuple[float, ...] = EPSILONS
@@ -61,6 +70,7 @@ class Plan:
     box: tuple[float, float] | None = None
     tolerance: float = 1e-5
     counterexamples: Path | None = None
+    refine: bool = True
 
     def __post_init__(self) -> None:
         if not self.epsilons or not all(math.isfinite(eps) and 0 <= eps <= 1e6 for eps in self.epsilons):
@@ -102,6 +112,9 @@ class _Certifier:
         self._epsilons = tuple(sorted({*plan.epsilons, *(float(m.eps) for m in plan.metrics)}))
         self._budgets = torch.tensor(self._epsilons, dtype=torch.float64)
         self._bounds: list[ImageBounds] = []
+        self._refined: list[ImageBounds] = []
+        self._refinements: dict[tuple[int, ...], RefinedCertificate] = {}
+        self._refinement = "" if plan.refine else "not asked for"
         self._lost = torch.full((len(self._epsilons),), math.inf, dtype=torch.float64)
         self._found: list[list[Candidate]] = []
         self._findings: list[MetricFinding] = []
@@ -111,7 +124,7 @@ class _Certifier:
         self._error = 0.0
         self._classes = 0
         self._reference: Reference | None = None
-        self._seconds = {"model": 0.0, "certificate": 0.0, "attacks": 0.0}
+        self._seconds = {"model": 0.0, "certificate": 0.0, "refined": 0.0, "attacks": 0.0}
         self._stopped: str | None = None
 
     def tables(self) -> Iterator[tuple[CertificationTable, int, int]]:
@@ -184,7 +197,23 @@ class _Certifier:
         start = time.perf_counter()
         found = bounds(self._costs(index, image, logits), labels, self._data.ignore, self._budgets)
         self._seconds["certificate"] += time.perf_counter() - start
+        if self._plan.refine and len(self._refined) == index:
+            self._refine(image, logits, labels)
         return found
+
+    def _refine(self, image: Tensor, logits: Tensor, labels: Tensor | None) -> None:
+        """The same by the refined certificate, unless it was found for another image that there is none."""
+        start, shape = time.perf_counter(), tuple(image.shape)
+        try:
+            if shape not in self._refinements:
+                self._refinements[shape] = refine(self._frozen, shape, budget=PROOF_SECONDS)
+            certificate = self._refinements[shape]
+            costs = certificate.costs(image, logits, error=self._error)
+            self._refined.append(refined_bounds(costs, labels, self._data.ignore, self._budgets))
+            self._refinement = certificate.describe()
+        except InputError as none:
+            self._refined, self._refinement = [], f"none: {none}"
+        self._seconds["refined"] += time.perf_counter() - start
 
     def _share(self) -> None:
         """Mean IoU under a budget that all classes share, once the sums over the data set are known."""
@@ -258,14 +287,16 @@ class _Certifier:
                 raise InputError(f"expected a measure that has a value on this data, got {claim.describe()!r}")
             if claim.excess(value) > 0:
                 self._examine(claim, points)
-        worst: dict[tuple[Measure, int | None], tuple[float, MetricClaim]] = {}
+        worst: dict[tuple[Measure, int | None, str], tuple[float, MetricClaim]] = {}
         for row in self._rows():
-            if row.attacked is None or math.isnan(row.certified):
-                continue
-            claim = MetricClaim(row.measure, row.eps, row.certified, row.cls, "certified")
-            key, excess = (row.measure, row.cls), claim.excess(row.attacked)
-            if excess > 0 and (key not in worst or excess > worst[key][0]):
-                worst[key] = excess, claim
+            refined = row.refined_per_pixel if row.refined is None else row.refined
+            for source, bound in (("certified", row.certified), ("refined", refined)):
+                if row.attacked is None or bound is None or math.isnan(bound):
+                    continue
+                claim = MetricClaim(row.measure, row.eps, bound, row.cls, source)
+                key, excess = (row.measure, row.cls, source), claim.excess(row.attacked)
+                if excess > 0 and (key not in worst or excess > worst[key][0]):
+                    worst[key] = excess, claim
         for _, claim in worst.values():
             self._examine(claim, self._under_attack(claim.measure, claim.cls, claim.eps)[1])
 
@@ -329,6 +360,8 @@ class _Certifier:
             for cls in present if measure.per_class else (None,):
                 value = dataset.clean(measure, cls, clean)
                 constant = dataset.constant(measure, cls, clean)
+                refined = len(self._refined) == len(self._bounds)
+                shared = refined and measure in TOGETHER and all(c.joint for c in self._refinements.values())
                 for place, eps in enumerate(self._epsilons):
                     yield Row(
                         measure=measure,
@@ -339,6 +372,8 @@ class _Certifier:
                         per_pixel=dataset.per_pixel(measure, cls, self._bounds, place),
                         attacked=None,
                         constant=constant,
+                        refined=dataset.certified(measure, cls, self._refined, place) if shared else None,
+                        refined_per_pixel=dataset.per_pixel(measure, cls, self._refined, place) if refined else None,
                     )
 
     def _table(self) -> CertificationTable:
@@ -364,4 +399,5 @@ class _Certifier:
             logit_error=self._error,
             seconds=dict(self._seconds),
             stopped=self._stopped,
+            refinement=self._refinement,
         )

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from importlib import metadata
 
-from attackcheck.commands import audit, certify, inspect, replay, selftest, train, verify
+from attackcheck.commands import audit, certify, compare, inspect, merge, replay, report, selftest, train, verify
 from attackcheck.errors import InputError, in_one_line, printable
 
 __all__ = ["main"]
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"attackcheck {metadata.version('attackcheck')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (verify, audit, certify, replay, inspect, train, selftest):
+    for command in (verify, audit, certify, replay, inspect, report, merge, compare, train, selftest):
         command.add_arguments(subparsers)
     parsed = parser.parse_args(arguments)
     if threading.current_thread() is threading.main_thread():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,30 +17,52 @@ from attackcheck import preflight
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.certifier import Plan, certify_data
 from attackcheck.claims import RadiusClaim
-from attackcheck.confidence import RateTest, rate_test
-from attackcheck.errors import InputError, in_one_line
-from attackcheck.events import Audited, Event, Finding, RunFinished, RunStarted, Warned
-from attackcheck.examination import Bench, StopEarly
+from attackcheck.errors import CannotWrite, InputError, in_one_line
+from attackcheck.events import (
+    Audited,
+    Event,
+    Finding,
+    PartFinished,
+    RunFinished,
+    RunStarted,
+    Warned,
+)
+from attackcheck.examination import Bench, Enough, StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
+from attackcheck.parts import METRICS, TRIAL, Part
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
-from attackcheck.report import Report, Violation
+from attackcheck.report import Report
 from attackcheck.selection import HOW
+from attackcheck.sharding import owns, share
 from attackcheck.subject import Images, Settings, Subject
+from attackcheck.summing import Header, sum_up
 from attackcheck.tally import Tally
 from attackcheck.trial import trial
 
-__all__ = ["INTERRUPTED", "run"]
+__all__ = ["INTERRUPTED", "Past", "header_of", "run"]
 
 INTERRUPTED = "interrupted"
 
-BEFORE = -1
-"""Number under which is kept what was found before the first image."""
+
+class Past(Protocol):
+    """What an earlier run has done already."""
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the parts that are complete."""
+
+    @property
+    def audit(self) -> AuditReport | None:
+        """Of the weights."""
+
+    def part(self, number: int) -> Part | None:
+        """One of them, None if it cannot be read; its maps are not kept."""
 
 
-def run(subject: Subject, data: Images, settings: Settings) -> Iterator[Event]:
-    """Attack every image and judge what was found.
+def run(subject: Subject, data: Images, settings: Settings, past: Past | None = None) -> Iterator[Event]:
+    """Attack every image and judge what was found; images that an earlier run has done are not attacked again.
 
     The last event is always :class:`RunFinished`, also after Ctrl-C (the evidence in hand is judged first).
 
@@ -54,34 +77,45 @@ def run(subject: Subject, data: Images, settings: Settings) -> Iterator[Event]:
         if numbers.min() < 0 or numbers.max() >= len(data):
             raise InputError(f"expected pixels of images 0 to {len(data) - 1}, got image {numbers.max()}")
     with exact_arithmetic(), torch.enable_grad():
-        yield from _Run(subject, data, settings).events()
+        yield from _Run(subject, data, settings, past).events()
 
 
 class _Run:
-    def __init__(self, subject: Subject, data: Images, settings: Settings) -> None:
+    def __init__(self, subject: Subject, data: Images, settings: Settings, past: Past | None) -> None:
         self._subject = subject
         self._data = data
         self._settings = settings
         self._start = time.perf_counter()
         self._tallies: dict[int, Tally] = {}
         self._violations = 0
-        self._metric_findings: list[Violation] = []
+        self._past = past
+        self._done: set[int] = set()
+        self._numbers = share(len(data), settings.shard)
+        self._seconds = 0.0  # that earlier runs took
         self._masked = False
         self._stop: str | None = None
         self._audit: AuditReport | None = None
-        self._rate: RateTest | None = None
         first = Bench(subject, data, settings)
-        workers = min(settings.workers, len(data)) if first.independent and settings.device == "cpu" else 1
+        workers = min(settings.workers, len(self._numbers)) if first.independent and settings.device == "cpu" else 1
         self._benches = [first, *(Bench(subject, data, settings) for _ in range(workers - 1))]
 
     def events(self) -> Iterator[Event]:
-        plan, seed = self._settings.plan.name, self._settings.seed
-        yield RunStarted(self._describe(), len(self._data), plan, seed, self._selection())
+        settings = self._settings
+        yield RunStarted(
+            self._header().subject,
+            len(self._data),
+            settings.plan.name,
+            settings.seed,
+            selection_of(settings),
+            self._numbers,
+            settings.shard,
+        )
         stopped: str | None = None
         failed = False
         try:
             yield from self._audited()
             yield from (Warned(code, message) for code, message in preflight.check_arithmetic())
+            yield from self._restored()
             yield from self._counted(self._trial())
             yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
             yield from self._metrics()
@@ -94,12 +128,36 @@ class _Run:
                 raise  # nothing was found yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
-        yield from self._rates()
-        yield RunFinished(self._report(stopped, failed))
+        report = self._report(stopped, failed)
+        # Of all images together, so it is known only once they are summed up.
+        yield from (Finding(finding) for finding in report.violations if finding.kind is Kind.RATE)
+        yield RunFinished(report)
+
+    def _restored(self) -> Iterator[Event]:
+        """What an earlier run has done, as if it had happened now."""
+        past = self._past
+        if past is None:
+            return
+        for number in past.numbers:
+            part = past.part(number)
+            if part is None:
+                yield Warned("AC126", f"the part of image {number} is damaged: it is done again")
+                continue
+            self._done.add(number)
+            self._tallies[number] = part.tally
+            self._seconds += part.seconds
+            yield PartFinished(part, restored=True)
+        findings = [finding for number in sorted(self._done) for finding in self._tallies[number].findings]
+        yield from self._counted(Finding(finding) for finding in findings)
 
     def _audited(self) -> Iterator[Event]:
         """The quick part of the audit of the weights; whatever goes wrong in it, attacks have the last word."""
-        if not self._settings.audit:
+        if not self._settings.audit or not owns(self._settings.shard, first=True):
+            return
+        if self._past is not None and self._past.audit is not None:
+            self._audit = self._past.audit
+            self._seconds += self._audit.seconds
+            yield Audited(self._audit)
             return
         try:
             self._audit = quick_audit(self._subject, self._data[0].image.shape, self._settings)
@@ -114,8 +172,9 @@ class _Run:
     def _metrics(self) -> Iterator[Event]:
         """Claims about the data set as a whole: attacked like `certify` does, at their own budgets."""
         settings = self._settings
-        if not settings.metrics:
+        if not settings.metrics or METRICS in self._done or not owns(settings.shard, first=False):
             return
+        start = time.perf_counter()
         plan = Plan(
             epsilons=tuple(sorted({float(claim.eps) for claim in settings.metrics})),
             metrics=settings.metrics,
@@ -124,51 +183,38 @@ class _Run:
             box=settings.box,
             tolerance=settings.tolerance,
             counterexamples=settings.counterexamples,
+            refine=False,
         )
         *_, (table, _, _) = certify_data(self._subject, self._data, plan)
+        tally = self._tallies[METRICS] = Tally(self._data.ignore)
         for found in table.findings:
             violation = found.as_violation(self._data.name, table.images)
-            self._metric_findings.append(violation)
+            tally.findings.append(violation)
             yield Finding(violation)
-
-    def _rates(self) -> Iterator[Event]:
-        """Radii that hold with a probability are broken by a rate of violations, not by one."""
-        claim = self._subject.claim
-        if not isinstance(claim, RadiusClaim) or claim.confidence is None:
-            return
-        test = self._rate = rate_test(claim.confidence, [count for t in self._tallies.values() for count in t.rates])
-        if test.refuted:
-            violation = Violation(
-                kind=Kind.RATE,
-                verdict=Verdict.VIOLATED,
-                image=-1,
-                image_name=self._data.name,
-                pixel=None,
-                pixels=test.broken,
-                predicted=-1,
-                target=-1,
-                radius=test.rate,
-                distance=test.permitted,
-                attack="all",
-                statement=test.sentence(),
-            )
-            self._metric_findings.append(violation)
-            yield Finding(violation)
+        yield PartFinished(Part(METRICS, "metrics", True, time.perf_counter() - start, tally))
 
     def _trial(self) -> Iterator[Event]:
         """A certifier that can be run on any model is first run on networks whose distances are known."""
         claim = self._subject.claim
-        if isinstance(claim, RadiusClaim) and claim.takes_model and claim.confidence is None:
-            tally = self._tallies[BEFORE] = Tally(self._data.ignore)
-            yield from trial(claim, self._settings, tally)
+        if not isinstance(claim, RadiusClaim) or not claim.takes_model or claim.confidence is not None:
+            return
+        if TRIAL in self._done or not owns(self._settings.shard, first=True):
+            return
+        start = time.perf_counter()
+        tally = self._tallies[TRIAL] = Tally(self._data.ignore)
+        yield from _noted(trial(claim, self._settings, tally), tally)
+        yield PartFinished(Part(TRIAL, "gadgets", True, time.perf_counter() - start, tally))
+
+    def _to_do(self) -> list[int]:
+        return [number for number in self._numbers if number not in self._done]
 
     def _one_by_one(self) -> Iterator[Event]:
-        for index in range(len(self._data)):
+        for index in self._to_do():
             yield from self._counted(self._examine(self._benches[0], index))
 
     def _examine(self, bench: Bench, index: int) -> Iterator[Event]:
         tally = self._tallies[index] = Tally(self._data.ignore)
-        yield from bench.examine(index, tally, self._reason_to_stop)
+        yield from _noted(bench.examine(index, tally, self._reason_to_stop), tally)
 
     def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
         """Pass events on; enough violations are a reason to stop."""
@@ -183,12 +229,13 @@ class _Run:
                     self._stop = f"stopped after {self._violations} violations (maxfail {self._settings.maxfail})"
             yield event
             if self._stop is not None and isinstance(event, Finding) and self._settings.maxfail == self._violations:
+                yield from _summed_up(events, self._stop)
                 raise StopEarly(self._stop)
 
     def _side_by_side(self) -> Iterator[Event]:
         """Each bench takes the next image in a thread of its own; events come as they happen."""
         happened: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
-        indices, lock = iter(range(len(self._data))), threading.Lock()
+        indices, lock = iter(self._to_do()), threading.Lock()
 
         def work(bench: Bench) -> None:
             try:
@@ -225,6 +272,8 @@ class _Run:
                 if self._stop == INTERRUPTED:
                     raise  # the second time: do not wait for the verdicts
                 self._stop, first = INTERRUPTED, interruption
+            except CannotWrite as full:
+                self._stop, first = str(full), first or full
         if first is not None:
             raise first
 
@@ -234,62 +283,75 @@ class _Run:
             return f"stopped after the budget of {budget:g} s"
         return self._stop
 
-    def _selection(self) -> str:
-        pixels = self._settings.pixels
-        if isinstance(pixels, np.ndarray):
-            return f"{len(pixels)} given pixels"
-        how = HOW[self._settings.choose]
-        if pixels == "all":
-            return "all certified pixels" + (f", {how}" if self._settings.choose == "weakest" else "")
-        return f"{pixels} certified pixels per image, {how}"
-
-    def _describe(self) -> dict[str, Any]:
-        model, claim = self._subject.model, self._subject.claim.to_dict()
-        weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-        return {
-            "path": None,
-            "sha256": None,
-            **self._subject.meta,
-            "L": claim.get("L"),
-            "dtype": None if weights is None else str(weights.dtype).removeprefix("torch."),
-            "claim": claim,
-            "claim_text": self._subject.claim.describe(),
-            "data": self._data.name,
-            "device": self._settings.device,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads() * len(self._benches),
-        }
+    def _header(self) -> Header:
+        header = header_of(self._subject, self._data, self._settings)
+        threads = torch.get_num_threads() * len(self._benches)
+        return replace(header, subject={**header.subject, "threads": threads})
 
     def _report(self, stopped: str | None, failed: bool) -> Report:
-        settings = self._settings
-        tally = Tally(self._data.ignore)
-        for index in sorted(self._tallies):
-            tally.extend(self._tallies[index])
-        return Report(
-            subject=self._describe(),
-            plan=settings.plan.name,
-            seed=settings.seed,
-            tolerance=settings.tolerance,
-            findings=tuple(
-                sorted(
-                    [*tally.findings, *self._metric_findings],
-                    key=lambda f: (f.verdict is not Verdict.VIOLATED, -f.ratio),
-                )
-            ),
-            radii=tally.radii,
-            flip_distances=tally.flip_distances,
-            attacked_pixels=tally.attacked,
-            counts={verdict: count for verdict, count in tally.verdicts.items() if count},
-            unchecked={reason: count for reason, count in tally.unchecked.items() if count},
-            attacks=tally.attacks([stage.attack for stage in settings.plan.stages]),
-            regions=tuple(tally.regions),
-            budgets=tally.budgets(),
-            classes=tally.classes(self._data.classes),
-            limit=tally.limit(),
-            seconds=time.perf_counter() - self._start,
-            selection=self._selection(),
-            stopped=stopped,
-            failed=failed,
-            audit=self._audit,
-            rate=self._rate,
-        )
+        seconds = self._seconds + time.perf_counter() - self._start
+        return sum_up(self._header(), self._tallies, seconds=seconds, stopped=stopped, failed=failed, audit=self._audit)
+
+
+def _summed_up(events: Iterator[Event], reason: str) -> Iterator[Event]:
+    """What is still said when nothing more is to be judged."""
+    if isinstance(events, Generator):
+        with suppress(StopEarly, StopIteration):
+            event = events.throw(Enough(reason))
+            while True:
+                yield event
+                event = next(events)
+
+
+def _noted(events: Iterator[Event], tally: Tally) -> Generator[Event, None, None]:
+    """Keep the warnings with what they are about; what is thrown in goes on to the events."""
+    while (event := next(events, None)) is not None:
+        if isinstance(event, Warned):
+            tally.warnings.append((event.code, event.message))
+        try:
+            yield event
+        except Enough as stop:
+            yield from _summed_up(events, str(stop))
+            raise
+
+
+def selection_of(settings: Settings) -> str:
+    """How pixels are chosen, for people."""
+    pixels = settings.pixels
+    if isinstance(pixels, np.ndarray):
+        return f"{len(pixels)} given pixels"
+    how = HOW[settings.choose]
+    if pixels == "all":
+        return "all certified pixels" + (f", {how}" if settings.choose == "weakest" else "")
+    return f"{pixels} certified pixels per image, {how}"
+
+
+def header_of(subject: Subject, data: Images, settings: Settings) -> Header:
+    """What a report of these says before anything was found."""
+    model, claim = subject.model, subject.claim.to_dict()
+    weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    described = {
+        "path": None,
+        "sha256": None,
+        **subject.meta,
+        "L": claim.get("L"),
+        "dtype": None if weights is None else str(weights.dtype).removeprefix("torch."),
+        "claim": claim,
+        "claim_text": subject.claim.describe(),
+        "data": data.name,
+        "device": settings.device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads() * settings.workers,
+    }
+    return Header(
+        subject=described,
+        plan=settings.plan.name,
+        seed=settings.seed,
+        tolerance=settings.tolerance,
+        attacks=tuple(stage.attack for stage in settings.plan.stages),
+        classes=None if data.classes is None else tuple(data.classes),
+        ignore=data.ignore,
+        selection=selection_of(settings),
+        images=len(data),
+        shard=settings.shard,
+    )

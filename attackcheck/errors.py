@@ -1,10 +1,14 @@
 """The one exception that a user is meant to see."""
 
-__all__ = ["InputError", "in_one_line", "printable"]
+__all__ = ["CannotWrite", "InputError", "in_one_line", "printable"]
 
 
 class InputError(ValueError):
     """Something that the user gave cannot be used; the message says what was expected, what came and what to do."""
+
+
+class CannotWrite(InputError):  # noqa: N818
+    """Results cannot be written, mostly since the disk is full: the run ends with what it has."""
 
 
 def in_one_line(error: BaseException, length: int = 200) -> str:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from attackcheck.lipschitz.findings import AuditReport
+from attackcheck.parts import Part
 from attackcheck.report import Report, Violation
 
 __all__ = [
+    "TIGHTNESS_STEP",
     "Advanced",
     "Audited",
     "Event",
     "Finding",
     "ImageFinished",
     "ImageStarted",
+    "PartFinished",
     "RunFinished",
     "RunStarted",
     "Warned",
@@ -31,6 +34,8 @@ class RunStarted:
     plan: str
     seed: int
     selection: str
+    numbers: tuple[int, ...] = ()  # of the images that this run examines: of a shard, not all
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,33 @@ class Warned:
 
 @dataclass(frozen=True)
 class ImageStarted:
-    """``work`` is the number of attack calls planned for this image."""
+    """``work`` is the number of attack calls planned for this image, ``attacks`` names the attack of each, in order."""
 
     image: int
     name: str
     pixels: int
     work: int
+    attacks: tuple[str, ...] = ()
+
+
+TIGHTNESS_STEP = 0.05
+"""Width of the bins of :attr:`Advanced.tightness`."""
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """One attack call is done. ``worst`` is the largest radius / distance seen in the run so far."""
+    """One attack call is done. ``worst`` is the largest radius / distance of the pixels aimed at so far.
+
+    ``tightness`` counts the pixels aimed at just now that were seen flipped by radius / distance: bins of
+    ``TIGHTNESS_STEP`` from 0, the last one for everything above 1.
+    """
 
     image: int
     attack: str
     done: int
     work: int
     worst: float
+    tightness: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,10 +101,18 @@ class ImageFinished:
 
 
 @dataclass(frozen=True)
+class PartFinished:
+    """All that was found about an image, the gadgets or the data set; ``restored``: an earlier run did it."""
+
+    part: Part
+    restored: bool = False
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The last event, also after an interruption (``report.stopped`` says why)."""
 
     report: Report
 
 
-Event = RunStarted | Audited | Warned | ImageStarted | Advanced | Finding | ImageFinished | RunFinished
+Event = RunStarted | Audited | Warned | ImageStarted | Advanced | Finding | ImageFinished | PartFinished | RunFinished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ from attackcheck import masking, metamorphic, preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.claims import RadiusClaim
+from attackcheck.counterexample import digest
 from attackcheck.crops import Crops
 from attackcheck.errors import InputError
-from attackcheck.events import Advanced, Event, ImageFinished, ImageStarted, Warned
+from attackcheck.events import TIGHTNESS_STEP, Advanced, Event, ImageFinished, ImageStarted, PartFinished, Warned
 from attackcheck.judging import Examiner
+from attackcheck.parts import Part
 from attackcheck.probe import Probe
 from attackcheck.receptive import Field, agrees, measure_field, windows
 from attackcheck.recheck import Judge, Scene
@@ -24,7 +27,7 @@ from attackcheck.selection import choose_pixels, seed_of
 from attackcheck.subject import Images, Sample, Settings, Subject
 from attackcheck.tally import Tally
 
-__all__ = ["Bench", "StopEarly"]
+__all__ = ["Bench", "Enough", "StopEarly"]
 
 
 SMALLEST_IMAGE = 64 * 64
@@ -33,6 +36,10 @@ SMALLEST_IMAGE = 64 * 64
 
 class StopEarly(Exception):  # noqa: N818
     """The run is to end; the argument says why."""
+
+
+class Enough(StopEarly):
+    """Thrown in at an event: nothing more is to be judged, what is in hand is to be summed up."""
 
 
 class Bench:
@@ -76,6 +83,7 @@ class Bench:
             InputError: if the image or the model cannot be used; nothing is in the tally then.
             StopEarly: after judging, if there was a reason to stop; also KeyboardInterrupt and errors of the model.
         """
+        start = time.perf_counter()
         sample = self._data[index]
         preflight.check_image(sample.image, sample.name)
         image = sample.image.to(self._settings.device)
@@ -92,15 +100,28 @@ class Bench:
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             reason = error
         enough = self._settings.maxfail is not None and tally.violations >= self._settings.maxfail
+        enough = enough or isinstance(reason, Enough)
         try:
             if not enough:
                 yield from examiner.harvest(work, attacker)
                 yield from examiner.overtaken(work, attacker)
                 yield from examiner.witnesses(work)
+        except Enough as stop:
+            reason = stop
         finally:
             # Whoever presses Ctrl-C twice gets what is judged by now.
             examiner.finish(work, self._data.ignore)
         yield ImageFinished(work.index, int(work.attacked.sum()), tally.violations)
+        part = Part(
+            number=index,
+            name=sample.name,
+            complete=reason is None,
+            seconds=time.perf_counter() - start,
+            tally=tally,
+            sha256=digest(sample.image),
+            maps=examiner.maps(work),
+        )
+        yield PartFinished(part)
         if reason is not None:
             raise reason
 
@@ -168,6 +189,7 @@ class Bench:
             regions=regions,
             attacked=torch.zeros_like(eligible),
             masked=torch.zeros_like(eligible),
+            class_after=torch.full_like(scene.predicted, -1, dtype=torch.int16),
             crops=self._crops(scene, probe),
         )
 
@@ -234,7 +256,9 @@ class Bench:
         self, work: ImageWork, attacker: Attacker, examiner: Examiner, stop: Callable[[], str | None]
     ) -> Iterator[Event]:
         units = list(attacker.units(work))
-        yield ImageStarted(work.index, work.name, len(work.pixels), len(units))
+        yield ImageStarted(
+            work.index, work.name, len(work.pixels), len(units), tuple(unit.stage.attack for unit in units)
+        )
         done, begun, group, worst = 0, 0, None, 0.0
         while True:
             for unit in units[done:]:
@@ -247,8 +271,9 @@ class Bench:
                     attacker.aim(work, group)
                 attacker.run(work, unit)
                 done += 1
-                worst = max(worst, self._worst(work))
-                yield Advanced(work.index, unit.stage.attack, done, len(units), worst)
+                ratios = self._ratios(work)
+                worst = max(worst, float(ratios.max()) if len(ratios) else 0.0)
+                yield Advanced(work.index, unit.stage.attack, done, len(units), worst, _binned(ratios))
                 reason = stop()
                 if reason is not None:
                     raise StopEarly(reason)
@@ -261,10 +286,14 @@ class Bench:
             group = None
             attacker.aim(work, work.pixels[:0])
 
-    def _worst(self, work: ImageWork) -> float:
-        """The largest radius / distance of the pixels aimed at."""
+    def _ratios(self, work: ImageWork) -> Tensor:
+        """radius / distance of the pixels aimed at just now, 0 where not flipped, on the CPU."""
         slots = work.probe.evidence.slots
-        if not len(slots.rows):
-            return 0.0
-        radius = work.scene.radius.to(slots.distance.device)[slots.rows, slots.columns]
-        return float((radius / slots.distance).max())
+        radius = work.scene.radius[slots.rows.cpu(), slots.columns.cpu()]
+        return radius / slots.distance.cpu()
+
+
+def _binned(ratios: Tensor) -> tuple[int, ...]:
+    last = round(1 / TIGHTNESS_STEP)
+    places = (ratios[ratios > 0] / TIGHTNESS_STEP).ceil().sub(1).clamp(0, last)
+    return tuple(places.long().bincount(minlength=last + 1).tolist())

@@ -17,6 +17,7 @@ from attackcheck.confidence import Attacked
 from attackcheck.counterexample import Counterexample, save_counterexample
 from attackcheck.errors import InputError
 from attackcheck.events import Finding, Warned
+from attackcheck.parts import Example, Maps
 from attackcheck.probe import Kind, Slots, Witnesses
 from attackcheck.recheck import Judge, Judgement, Verdict
 from attackcheck.report import STUCK, Violation
@@ -28,6 +29,9 @@ __all__ = ["Examiner"]
 OVERTAKEN = 16
 """Pixels per image that nobody aimed at, yet were seen flipped inside their radius, and are therefore aimed at."""
 
+
+SHOWN = 3
+"""Pixels per image whose perturbed image is kept to be looked at."""
 
 CERTIFIED = 8
 """Points that are judged for overlapping balls of a certifier that is a function of images, worst first."""
@@ -64,6 +68,7 @@ class Examiner:
             yield from self._judge_pixels(work, slots, pixels, aimed)
             yield from self._ask_certifier(work, slots)
             self._add_pixels(work, attacker, slots, pixels, aimed)
+            self._keep_examples(work, slots, aimed)
         nothing = torch.zeros(0, dtype=torch.int64)
         work.probe.aim(nothing, nothing)
 
@@ -78,7 +83,9 @@ class Examiner:
             if not attacker.confirm(work):
                 work.crops = None
                 attacker.aim_again(work, pixels)
-            yield from self._judge_pixels(work, work.probe.evidence.slots, pixels, torch.ones(len(pixels)) > 0)
+            slots, all_of_them = work.probe.evidence.slots, torch.ones(len(pixels)) > 0
+            yield from self._judge_pixels(work, slots, pixels, all_of_them)
+            self._keep_examples(work, slots, all_of_them)
         missed = len(self._unjudged(work))
         if missed:
             text = f"{missed} pixels of image {work.index} were seen flipped inside their radius and not judged for it"
@@ -208,6 +215,7 @@ class Examiner:
                 ),
                 lipschitz_slack=self._lipschitz_slack(work, slots, attacker.rows(work))[aimed].numpy(),
                 predicted=work.scene.predicted[chosen[:, 0], chosen[:, 1]].numpy(),
+                pixels=chosen.numpy(),
                 aimed={
                     name: by[chosen[:, 0], chosen[:, 1]].numpy()
                     for name, by in work.aimed_by.items()
@@ -215,6 +223,57 @@ class Examiner:
                 },
                 by_attack=by_attack,
             )
+        )
+
+    def _keep_examples(self, work: ImageWork, slots: Slots, aimed: Tensor) -> None:
+        """Keep the classes after, and the points of the pixels with the largest radius / distance, to be looked at."""
+        rows, columns, distance = slots.rows.cpu(), slots.columns.cpu(), slots.distance.cpu()
+        work.class_after[rows[aimed], columns[aimed]] = slots.target.cpu()[aimed].to(torch.int16)
+        ratio = torch.where(aimed & distance.isfinite(), work.scene.radius[rows, columns] / distance, 0.0)
+        best, places = ratio.topk(min(SHOWN, len(ratio)))
+        for value, i in zip(best.tolist(), places.tolist(), strict=True):
+            kept = [entry for entry in work.examples if entry[1].kind == "pixel"]
+            least = min(kept, key=lambda entry: entry[0], default=None)
+            if value <= 0 or (len(kept) >= SHOWN and least is not None and value <= least[0]):
+                break
+            if len(kept) >= SHOWN:
+                work.examples = [entry for entry in work.examples if entry is not least]
+            point, pixel = work.probe.closest(i), (int(rows[i]), int(columns[i]))
+            with torch.no_grad():
+                after = self._model(point.expand(2, *point.shape))[0].argmax(dim=0)  # as in any larger batch
+            example = Example(
+                kind="pixel",
+                name="{}, {}".format(*pixel),
+                pixel=pixel,
+                predicted=int(work.scene.predicted[pixel]),
+                target=int(slots.target[i]),
+                radius=float(work.scene.radius[pixel]),
+                distance=float(distance[i]),
+                attack=work.probe.evidence.attacks[int(slots.attack[i])] if slots.attack[i] >= 0 else "none",
+                perturbed=point.detach().cpu().clone(),
+                after=after.cpu().to(torch.int16),
+            )
+            work.examples.append((value, example))
+
+    def maps(self, work: ImageWork) -> Maps:
+        """What is known of every pixel; after :meth:`finish`."""
+        seen = work.probe.evidence
+        names = list(Verdict)
+        verdict = torch.where(work.attacked, names.index(Verdict.HELD), -1).to(torch.int8)
+        for pixel, spoken in work.verdicts.items():
+            verdict[pixel] = names.index(spoken)
+        return Maps(
+            image=work.image.detach().cpu(),
+            labels=None if work.labels is None else work.labels.to(torch.int32),
+            predicted=work.scene.predicted.to(torch.int16),
+            radius=work.scene.radius,
+            flip_distance=seen.flip_distance.cpu(),
+            flipped_by=seen.flipped_by.cpu().to(torch.int16),
+            class_after=work.class_after,
+            attacked=work.attacked,
+            verdict=verdict,
+            attacks=tuple(seen.attacks),
+            examples=tuple(example for _, example in sorted(work.examples, key=lambda entry: -entry[0])),
         )
 
     def _ask_certifier(self, work: ImageWork, slots: Slots) -> Iterator[Finding | Warned]:

@@ -51,6 +51,7 @@ CODES = {
     "AC123": "tied pixels are certified",
     "AC124": "arithmetic below float32 cannot be switched off",
     "AC125": "an image is nearly black",
+    "AC126": "a part of an earlier run is damaged",
     "AC131": "the frozen copy differs from the model",
 }
 

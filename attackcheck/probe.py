@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+SPARSE = 4
+"""Where fewer than this share of the pixels are flipped in any row, only those are looked at closely."""
+
+
 class Kind(Enum):
     """Ways to break a claim; the value is the sentence that says what was seen."""
 
@@ -259,17 +263,60 @@ class Probe:
         own = logits.gather(1, self._clean.expand(len(logits), 1, *self._clean.shape)).squeeze(1)
         lead = logits.amax(dim=1) - own  # (B, H, W), of the best other class where it is above 0; a tie is no flip
         flipped = (lead > 0) & (lead < math.inf) & usable[:, None, None]
-        nearest = torch.where(flipped, distance[:, None, None], math.inf).amin(dim=0)  # (H, W)
-        closer = nearest < seen.flip_distance
-        seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
-        seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
         if len(seen.slots.rows) and seen.slots.windows is None:
             self._record_slots(images, distance, flipped, logits)
-        radius = torch.where(flipped, self._radius_here, 0.0).flatten(1).amax(dim=1)
-        self._keep(seen.witnesses[Kind.PIXEL], radius / distance, distance, images)
+        expansion = self._claim.expansions(logits - self._logits, distance) if self._claim.cheap else None
+        if expansion is not None:
+            self._keep(seen.witnesses[Kind.LIPSCHITZ], expansion, distance, images)
+        place = self._flipped_somewhere(flipped)
+        if place is None:
+            self._record_flips(images, distance, flipped, lead, logits)
+        elif len(place):
+            self._record_flips(images, distance, *(_at(x, place) for x in (flipped, lead, logits)), place)
+
+    def _flipped_somewhere(self, flipped: Tensor) -> Tensor | None:
+        """Indices of the pixels that are flipped in any row, ``(P,)``; None where looking at all of them is cheaper."""
+        if flipped.device.type != "cpu":  # how many there are would cost a synchronisation elsewhere
+            return None
+        place = flipped.any(dim=0).flatten().nonzero()[:, 0]
+        return place if SPARSE * len(place) <= self._clean.numel() else None
+
+    def _record_flips(
+        self,
+        images: Tensor,
+        distance: Tensor,
+        flipped: Tensor,
+        lead: Tensor,
+        logits: Tensor,
+        place: Tensor | None = None,
+    ) -> None:
+        """Record what depends on flips; with ``place`` (P,) all maps are of those pixels only, ``(..., 1, P)``."""
+        seen = self.evidence
+        radius, clean = self._radius_here, self._clean
+        if place is not None:
+            radius, clean = _at(radius, place), _at(clean, place)
+        nearest = torch.where(flipped, distance[:, None, None], math.inf).amin(dim=0)
+        if place is None:
+            closer = nearest < seen.flip_distance
+            seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
+            seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
+        else:
+            chosen = place[nearest[0] < seen.flip_distance.flatten()[place]]
+            seen.flip_distance.view(-1)[place] = torch.minimum(seen.flip_distance.view(-1)[place], nearest[0])
+            seen.flipped_by.view(-1)[chosen] = self._current
+        broken = torch.where(flipped, radius, 0.0).flatten(1).amax(dim=1)
+        self._keep(seen.witnesses[Kind.PIXEL], broken / distance, distance, images)
         # A certifier that is a function of images may be costly: it is asked about the final points only.
-        if self._claim.cheap:
-            self._record_claim(images, logits, distance, flipped, lead)
+        if not self._claim.cheap:
+            return
+        back = self._claim.way_back(lead, logits, clean)
+        sums = torch.where(flipped, back + radius, 0.0).flatten(1)  # (B, H * W)
+        self._keep(seen.witnesses[Kind.TWO_BALL], sums.amax(dim=1) / distance, distance, images)
+        factor = self._claim.joint_factor
+        if factor is not None:
+            self._keep(
+                seen.witnesses[Kind.SET], factor * torch.linalg.vector_norm(sums, dim=1) / distance, distance, images
+            )
 
     def _record_slots(self, images: Tensor, distance: Tensor, flipped: Tensor, logits: Tensor) -> None:
         slots = self.evidence.slots
@@ -287,18 +334,6 @@ class Probe:
         else:
             slots.point = torch.where(closer[:, None, None, None], images[row], slots.point)
 
-    def _record_claim(self, images: Tensor, logits: Tensor, distance: Tensor, flipped: Tensor, lead: Tensor) -> None:
-        kinds = self.evidence.witnesses
-        back = self._claim.way_back(lead, logits, self._clean)
-        sums = torch.where(flipped, back + self._radius_here, 0.0).flatten(1)  # (B, H * W)
-        self._keep(kinds[Kind.TWO_BALL], sums.amax(dim=1) / distance, distance, images)
-        factor = self._claim.joint_factor
-        if factor is not None:
-            self._keep(kinds[Kind.SET], factor * torch.linalg.vector_norm(sums, dim=1) / distance, distance, images)
-        expansion = self._claim.expansions(logits - self._logits, distance)
-        if expansion is not None:
-            self._keep(kinds[Kind.LIPSCHITZ], expansion, distance, images)
-
     def _keep(
         self, witnesses: Witnesses, ratio: Tensor, distance: Tensor, images: Tensor, base: Tensor | None = None
     ) -> None:
@@ -309,6 +344,11 @@ class Probe:
         witnesses.point = _replaced(witnesses.point, worse, images, row)
         if witnesses.base is not None and base is not None:
             witnesses.base = _replaced(witnesses.base, worse, base, row)
+
+
+def _at(maps: Tensor, place: Tensor) -> Tensor:
+    """Maps ``(..., H, W)`` at pixels ``(P,)``, as ``(..., 1, P)``."""
+    return maps.flatten(-2).index_select(-1, place).unsqueeze(-2)
 
 
 def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int, windows: Windows | None = None) -> Slots:

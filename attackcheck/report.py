@@ -158,6 +158,9 @@ class Report:
     failed: bool = False  # whether an error stopped it
     audit: AuditReport | None = None  # of the weights, where one was made
     rate: RateTest | None = None  # of radii that hold with a probability
+    numbers: tuple[int, ...] = ()  # of the images that the maps belong to
+    shard: tuple[int, int] | None = None  # which part of the work this was, None: all
+    warnings: tuple[tuple[str, str], ...] = ()  # code and message
 
     @property
     def violations(self) -> tuple[Violation, ...]:
@@ -216,6 +219,8 @@ class Report:
             "stopped": self.stopped,
             "seconds": self.seconds,
             "images": len(self.radii),
+            "numbers": list(self.numbers),
+            "shard": None if self.shard is None else list(self.shard),
             "attacked_pixels": self.attacked_count,
             "sound": self.sound,
             "audit": None if self.audit is None else self.audit.to_dict(),
@@ -240,6 +245,7 @@ class Report:
             "regions": [_plain(region) for region in self.regions],
             "budgets": [_plain(budget) for budget in self.budgets],
             "classes": [_plain(summary) for summary in self.classes],
+            "warnings": [list(warning) for warning in self.warnings],
             "violations": [_plain(v) | {"ratio": _number(v.ratio)} for v in self.violations],
             "findings": [
                 _plain(f) | {"ratio": _number(f.ratio)} for f in self.findings if f.verdict is not Verdict.VIOLATED

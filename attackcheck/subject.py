@@ -87,6 +87,7 @@ class Settings:
         workers: images examined side by side, each on a copy of the model; 1 where it cannot be copied or on a GPU.
         audit: look at the weights first.
         metrics: claims about the data set as a whole, attacked once the images are done.
+        shard: ``(i, n)``, examine every n-th image from the i-th on, counted from 1; None: all.
     """
 
     plan: Plan
@@ -107,3 +108,4 @@ class Settings:
     workers: int = 1
     audit: bool = True
     metrics: tuple[MetricClaim, ...] = ()
+    shard: tuple[int, int] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class AttackedPixels:
     confirmed: Array  # (M,) bool, False where the judge did not agree
     lipschitz_slack: Array  # (M,)
     predicted: Array  # (M,)
+    pixels: Array  # (M, 2) row and column
     aimed: dict[str, Array]  # attack -> (M,) bool: this attack was aimed at the pixel
     by_attack: dict[str, Array]  # attack -> (M,) distance
 
@@ -97,6 +98,7 @@ class Tally:
         self._expansions: dict[str, float] = {}
         self.rates: list[Attacked] = []  # of claims with a confidence
         self.unsaved = 0  # counterexamples that could not be written
+        self.warnings: list[tuple[str, str]] = []  # code and message
         self._pixels: list[AttackedPixels] = []
         self._spent: dict[str, _Spent] = {}
         self._classes: dict[int, _PerClass] = {}
@@ -106,6 +108,11 @@ class Tally:
     def violations(self) -> int:
         """How many findings are VIOLATED."""
         return sum(1 for finding in self.findings if finding.verdict is Verdict.VIOLATED)
+
+    @property
+    def pixels(self) -> Sequence[AttackedPixels]:
+        """What :meth:`add_pixels` was given, in order."""
+        return self._pixels
 
     def extend(self, other: Tally) -> None:
         """Add another tally's images after one's own."""
@@ -118,6 +125,7 @@ class Tally:
         self.unchecked.update(other.unchecked)
         self.unsaved += other.unsaved
         self.rates += other.rates
+        self.warnings += other.warnings
         self._pixels += other._pixels
         for name, spent in other._spent.items():
             self.add_cost(name, spent.objective, spent.cost)
@@ -246,6 +254,28 @@ class Tally:
             )
             for (eps, attack), entry in sorted(self._budgets.items())
         )
+
+    def sums(self) -> dict[str, Any]:
+        """What :meth:`add_sums` takes: costs, budgets and ratios as plain values."""
+        return {
+            "costs": {name: {"objective": s.objective, **vars(s.cost)} for name, s in self._spent.items()},
+            "budgets": [{"eps": eps, "attack": name, **vars(b)} for (eps, name), b in self._budgets.items()],
+            "ratios": {kind.name: ratio for kind, ratio in self._ratios.items()},
+            "expansions": dict(self._expansions),
+        }
+
+    def add_sums(self, sums: Mapping[str, Any]) -> None:
+        """Add what :meth:`sums` gave; numbers that are not finite may be words."""
+        for name, spent in sums["costs"].items():
+            cost = Cost(int(spent["forward"]), int(spent["backward"]), float(spent["seconds"]))
+            self.add_cost(name, spent["objective"], cost)
+        for entry in sums["budgets"]:
+            counts = {name: int(entry[name]) for name in _Budget.__dataclass_fields__}
+            self._budgets.setdefault((float(entry["eps"]), entry["attack"]), _Budget()).extend(_Budget(**counts))
+        for kind, ratio in sums["ratios"].items():
+            self.add_ratio(Kind[kind], None, float(ratio))
+        for name, ratio in sums["expansions"].items():
+            self._expansions[name] = max(self._expansions.get(name, 0.0), float(ratio))
 
 
 def _quantiles(tightness: Array) -> dict[float, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,11 @@ from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_r
 
 __all__ = ["lipschitz_pairs"]
 
+_NUMBERS, _CANDIDATES = 2**16, 2**14  # numbers in all candidates of an image; candidates at most
+_FAR = (
+    100.0  # how far candidates lie, in lengths of the longest pair: there a piecewise linear network is made of cones
+)
+_SHORT = 1e-3  # length of a candidate, relative to its distance
 _SCATTER = 3.0  # how far, in lengths of its pair, a start is thrown from the better one whose place it takes
 
 
@@ -23,6 +30,7 @@ def lipschitz_pairs(
     steps: int = 40,
     rounds: int = 8,
     shortest: float = 0.01,
+    candidates: int | None = None,
     box: Box = None,
     generator: Generators = None,
 ) -> Tensor:
@@ -34,11 +42,17 @@ def lipschitz_pairs(
     ends; and its length shrinks to `shortest` of the first one, so that it crosses many kinks of a piecewise linear
     network at first and none at the end. After each of `rounds` the worse half of an image's pairs goes on near the
     better half. The model is called with the ends of a pair side by side (a0, b0, a1, b1, ...).
+    Where images are small, rows cost next to nothing, and steep pieces of a small network may be rare: of `candidates`
+    short pairs (by default as many as make 2^16 numbers), at distances of all orders of magnitude from the image, those
+    that stretch most take the place of half of the starts.
     Returns for each image the best pair, (B, 2, C, H, W). With R = starts * len(radii) it costs 2 * R * steps forward
-    and as many backward passes. Points leave [0, 1] unless there is a box: the claim is about all of them.
+    and as many backward passes, and 6 and 4 for a candidate. Points leave [0, 1] unless there is a box: the claim is
+    about all of them.
     """
     images = images.detach()
     batch, count = images.shape[0], len(radii) * starts
+    numel = max(1, images[0].numel())
+    screened = min(_NUMBERS // numel, _CANDIDATES) if candidates is None else candidates
     draws = _Draws(images, count, generator)
     row = torch.arange(batch, device=images.device)
     seen = of_rows(model, row.repeat_interleave(2 * count))
@@ -50,6 +64,13 @@ def lipschitz_pairs(
     previous = torch.zeros_like(way)
     best = torch.stack([middle, middle], 1)
     best_ratio = torch.full_like(first, -1.0)
+    if count > 1 and screened >= 4 * count:
+        chosen = _screened(model, images, screened, count // 2, (min(radii), _FAR * max(radii)), box, generator)
+        place = (
+            count * torch.arange(batch, device=images.device)[:, None] + torch.arange(1, count, 2).to(row)
+        ).flatten()
+        middle[place], way[place], best[place], best_ratio[place], scale = chosen
+        first[place] = scale
     largest = torch.zeros_like(first)
     period = max(1, steps // rounds)
     for step in range(steps):
@@ -86,6 +107,53 @@ def lipschitz_pairs(
             way[child], previous[child], largest[child] = way[parent], previous[parent], largest[parent]
     choice = best_ratio.reshape(batch, count).argmax(1)
     return best.reshape(batch, count, *best.shape[1:])[row, choice]
+
+
+class _Chosen(NamedTuple):
+    middle: Tensor  # (B * count, C, H, W)
+    way: Tensor
+    pair: Tensor  # (B * count, 2, C, H, W)
+    ratio: Tensor  # (B * count,)
+    length: Tensor  # (B * count,) to start from
+
+
+def _screened(
+    model: Model,
+    images: Tensor,
+    candidates: int,
+    count: int,
+    scales: tuple[float, float],
+    box: Box,
+    generator: Generators,
+) -> _Chosen:
+    """The `count` short pairs of each image that stretch most, of `candidates`, after two rounds of power iteration."""
+    batch, shape = images.shape[0], images.shape[1:]
+    row = torch.arange(batch, device=images.device)
+    seen = of_rows(model, row.repeat_interleave(2 * candidates))
+    # one draw for all candidates of an image: a direction away from it, one of the pair, and how far away
+    noise = gaussian(images.new_empty(batch, 2 * candidates, *shape), generator)
+    way, _ = polar(noise[:, ::2].flatten(0, 1))
+    away, _ = polar(noise[:, 1::2].flatten(0, 1))
+    exponent = torch.linspace(math.log(scales[0]), math.log(scales[1]), candidates, dtype=torch.float64)
+    distance = exponent.exp().to(images).repeat(batch)
+    middle = clip(images.repeat_interleave(candidates, 0) + across(distance, away) * away, box)
+    length = _SHORT * distance
+    for step in range(3):
+        half = across(length / 2, way) * way
+        ends = clip(torch.stack([middle - half, middle + half], 1).flatten(0, 1), box)
+        with torch.set_grad_enabled(step < 2):
+            logits = seen(ends.requires_grad_(step < 2))
+            change = (logits[1::2] - logits[::2]).flatten(1).double()
+            if step < 2:
+                (gradient,) = torch.autograd.grad((change.square().sum(1) / 2).sum(), ends)
+                gradient = gradient.nan_to_num(nan=0, posinf=0, neginf=0)
+                way, _ = polar(gradient[1::2] - gradient[::2], way)
+    pair = ends.detach().reshape(-1, 2, *shape)
+    apart = lengths((pair[:, 1] - pair[:, 0]).double())
+    ratio = torch.where(apart > 0, change.norm(dim=1) / apart.clamp_min(1e-30), 0).nan_to_num(nan=0, posinf=0)
+    best = ratio.reshape(batch, candidates).topk(count, dim=1).indices + candidates * row[:, None]
+    index = best.flatten()
+    return _Chosen(middle[index], way[index], pair[index], ratio[index].to(images), distance[index])
 
 
 class _Draws:

@@ -4,7 +4,8 @@
 
 Each subject is given its constant divided by a factor. The constant of the affine models is exact; that of the shipped
 networks is proved, and no smaller one is known: the factor that ascent can witness at all is in the clean run's
-detection limit, printed last. One thread; seconds are of this machine, until the first finding that is VIOLATED.
+detection limit, printed last. One thread; CPU seconds of this machine until the first finding that is VIOLATED, the
+audit of the weights left out: it would refute or prove all of these at once.
 """
 
 from __future__ import annotations
@@ -51,17 +52,17 @@ def network(name: str, images: int) -> tuple[nn.Module, float, Tensor]:
 def first_violation(
     model: nn.Module, images: Tensor, constant: float, pixels: int, seed: int
 ) -> tuple[str | None, float, ac.Report]:
-    """Kind of the first violation (None: none was found), seconds until then, and the report."""
+    """Kind of the first violation (None: none was found), CPU seconds until then, and the report."""
     found: list[tuple[str, float]] = []
-    start = time.perf_counter()
+    start = time.process_time()
 
     def watch(event: Event) -> None:
         if isinstance(event, Finding) and event.violation.verdict is ac.Verdict.VIOLATED:
-            found.append((event.violation.kind.name, time.perf_counter() - start))
+            found.append((event.violation.kind.name, time.process_time() - start))
 
     claim = ac.LipschitzClaim(constant)
-    report = ac.verify(model, images, claim, pixels=pixels, seed=seed, maxfail=1, on_event=watch)
-    kind, seconds = found[0] if found else (None, time.perf_counter() - start)
+    report = ac.verify(model, images, claim, pixels=pixels, seed=seed, maxfail=1, audit=False, on_event=watch)
+    kind, seconds = found[0] if found else (None, time.process_time() - start)
     return kind, seconds, report
 
 

@@ -19,29 +19,54 @@ def _runner_up_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own[:, 0] - others
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
+def _cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
     return F.cross_entropy(tau * logits, labels, reduction="none") / tau
 
 
-def _margin_cross_entropy(logits: Tensor, labels: Tensor, tau: float, margin: float) -> Tensor:
+def _margin_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
     shift = torch.zeros_like(logits).scatter_(1, labels[:, None], margin * math.sqrt(2))
     return F.cross_entropy(tau * (logits - shift), labels, reduction="none") / tau
 
 
-def _hinge(logits: Tensor, labels: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
+def _hinge(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
     return F.relu(margin * math.sqrt(2) - _runner_up_margin(logits, labels))
 
 
-def _hkr(logits: Tensor, labels: Tensor, tau: float, margin: float) -> Tensor:
+def _hkr(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
     gap = _runner_up_margin(logits, labels)
     return F.relu(margin * math.sqrt(2) - gap) - gap / tau
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+def _joint(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
+    margins = _runner_up_margin(logits.detach(), labels).masked_fill(~valid, torch.inf)
+    reach = _bought_margin(margins, margin)[:, None]  # (B, 1, 1, 1)
+    shift = torch.zeros_like(logits).scatter_(1, labels[:, None], SHARPNESS)
+    return F.cross_entropy(SHARPNESS * logits / reach - shift, labels, reduction="none") / SHARPNESS
+
+
+def _bought_margin(margins: Tensor, eps: float) -> Tensor:
+    """The margin up to which a budget flips pixels, cheapest first, of each image: (B, H, W) -> (B, 1, 1).
+
+    Flipping a pixel costs half its squared margin (the certificate's output space, L = 1); wrong ones are for free, and
+    infinite margins are those of pixels that do not count.
+    """
+    ordered = margins.flatten(1).sort(dim=1).values
+    spent = (ordered.clamp_min(0.0).square() / 2).cumsum(dim=1)
+    bought = (spent <= eps * eps).sum(dim=1, keepdim=True).clamp_max(ordered.shape[1] - 1)
+    # Where everything is bought, the largest margin is not enough: so much more would be.
+    reach = ordered.gather(1, bought)
+    return torch.where(reach.isfinite(), reach, eps).clamp_min(SMALLEST_REACH)[..., None]
+
+
+SHARPNESS = 4.0
+SMALLEST_REACH = 1e-2
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, float, float], Tensor]] = {
     "ce": _cross_entropy,
     "margin-ce": _margin_cross_entropy,
     "hinge": _hinge,
     "hkr": _hkr,
+    "joint": _joint,
 }
 
 
@@ -53,9 +78,15 @@ def segmentation_loss(
     "ce": CE(tau z) / tau. "margin-ce": CE(tau (z - margin sqrt(2) onehot)) / tau. "hinge": max(0, margin sqrt(2) - m)
     with m the margin over the best other class. "hkr": hinge - m / tau, after Serrurier et al., "Achieving robustness
     in classification using optimal transport with hinge regularization", CVPR 2021. `weights` are per class, (K,).
+
+    "joint" follows the certificate for a whole image, with `margin` its budget eps. The number of right pixels that
+    eps can flip is at most min over mu of mu eps^2 + sum_i max(0, 1 - mu c_i), c_i = m_i^2 / 2 (the dual of the
+    knapsack), and the best mu is one over the cost at which the cheapest pixels have used the budget up. Let m* be the
+    margin there: a pixel counts as long as m_i < m*, so each image gets the loss CE(a z / m* - a onehot) / a, the
+    smooth form of max(0, 1 - m / m*), which is linear for wrong pixels and dies out beyond m*.
     """
     valid = labels != IGNORE
     known = torch.where(valid, labels, 0)
-    each = LOSSES[name](logits, known, tau, margin)
+    each = LOSSES[name](logits, known, valid, tau, margin)
     factor = valid.to(each.dtype) if weights is None else valid * weights[known]
     return (each * factor).sum() / factor.sum().clamp(min=1e-12)

@@ -22,11 +22,16 @@ SIZES: dict[str, Mapping[str, Config]] = {"lipnet": lipnet.SIZES, "isounet": iso
 
 
 def build(config: Config, *, plain: bool = False, seed: int | None = None) -> Network:
-    """The network that `config` describes; its raw matrices are drawn from `seed`."""
+    """The network that `config` describes; its raw matrices, or plain weights, are drawn from `seed`."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    if isinstance(config, LipNetConfig):
-        return LipNet(config, plain=plain, generator=generator)
-    return IsoUNet(config, plain=plain, generator=generator)
+    family = LipNet if isinstance(config, LipNetConfig) else IsoUNet
+    network: Network = family(config, plain=plain, generator=generator)  # type: ignore[arg-type]
+    if plain and generator is not None:
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is not None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=generator)
+                nn.init.zeros_(layer.bias)
+    return network
 
 
 def describe(config: Config) -> dict[str, object]:
@@ -44,6 +49,8 @@ def export(network: Network) -> Network:
     forward pass, and the centring has become part of the biases.
     """
     exact = copy.deepcopy(network).double().eval()
+    if not any(isinstance(layer, OrthogonalConv2d | OrthogonalUp2d) for layer in exact.modules()):
+        return exact.float().requires_grad_(False)  # plain already
     plain = build(network.config, plain=True)
     targets: dict[str, nn.Module] = dict(plain.named_modules())
     for name, layer in exact.named_modules():

@@ -45,7 +45,8 @@ class Recipe:
     """What decides the result of a training besides network and data. `crop` is (height, width), None for whole images.
 
     `tau` is the temperature of the cross-entropies, `margin` a certified radius (margin-ce, hinge, hkr) aimed for,
-    `warmup` a share of the steps. `focus` raises the weight of rare classes: frequency to the power -focus.
+    `warmup` a share of the steps. `focus` raises the weight of rare classes: frequency to the power -focus. `noise` is
+    the standard deviation of Gaussian noise on every picture, for networks that are to be smoothed.
     """
 
     steps: int = 1000
@@ -60,6 +61,7 @@ class Recipe:
     flip: bool = True
     focus: float = 0.0
     weight_decay: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -67,6 +69,8 @@ class Recipe:
         for name in ("steps", "batch", "tau", "lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} to be positive, got {getattr(self, name)}")
+        if not 0 <= self.noise < math.inf:
+            raise InputError(f"expected noise of at least 0, got {self.noise}")
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ def _batch(pool: _Pool, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:
             )
         if recipe.flip and rng.random() < 0.5:
             image, label = image.flip(-1), label.flip(-1)
+        if recipe.noise:
+            image = image + recipe.noise * torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
         images.append(image)
         labels.append(label)
     return torch.stack(images), torch.stack(labels)

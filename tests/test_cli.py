@@ -267,3 +267,29 @@ def test_the_shipped_network_holds_and_half_its_witnessed_constant_does_not(plac
     for violation in found[:3]:
         assert main(["replay", violation["counterexample"], "--lipschitz", str(witnessed / 2)]) == 1
         assert main(["replay", violation["counterexample"], "--lipschitz", "2"]) == 0
+
+
+def test_verbose_shows_every_call_and_every_violation_and_quiet_nothing_of_it(place, capsys):
+    assert verify("nets.py:broken", "-v", "--threads", "1") == 1
+    shown = capsys.readouterr()
+    assert "image 3/3: linearised, call 1/1, worst r/d 1.2" in shown.err
+    assert shown.err.count("VIOLATED") > 6
+    assert shown.out.count("attackcheck replay") == int(re.search(r"UNSOUND (\d+) violations", shown.out)[1])
+    assert verify("nets.py:broken", "-q", "--threads", "1") == 1
+    shown = capsys.readouterr()
+    assert "image 3/3" not in shown.err
+    with pytest.raises(SystemExit):
+        verify("nets.py:broken", "-q", "-v")
+
+
+def test_verify_attacks_the_refined_certificate(tmp_path, capsys):
+    factory = tmp_path / "net.py"
+    factory.write_text(
+        "import torch\nfrom attackcheck import LipschitzClaim\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), LipschitzClaim(9.0)\n"
+    )
+    common = ["verify", f"{factory}:make", "--images", "1", "--pixels", "2", "--attack", "linearised", "--no-audit"]
+    assert main([*common, "--out", str(tmp_path / "out"), "--refined"]) == 0
+    assert "refined in the last layers" in capsys.readouterr().out

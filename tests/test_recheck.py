@@ -64,6 +64,14 @@ def test_a_point_just_short_of_a_flip_is_pushed_along_its_ray_but_never_beyond_t
     assert judge.pixel(scene, far, 1, 1).verdict is Verdict.NOT_REPRODUCED
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_excess_is_met_by_small_steps_along_the_ray(seed):
+    model, image = gadget(seed)
+    point = towards_boundary(model, image, 1, 1, -5e-6)
+    judge, scene = scene_of(model, image, LipschitzClaim(1 / 1.00008))
+    assert judge.pixel(scene, point, 1, 1).verdict is Verdict.VIOLATED
+
+
 def test_a_radius_too_large_by_less_than_the_tolerance_is_rounding():
     model, image = gadget()
     point = towards_boundary(model, image, 0, 2, 1e-6)
@@ -209,6 +217,31 @@ def test_a_set_shares_the_budget():
     assert judge.flipped_set(scene, point).verdict in (Verdict.HELD, Verdict.ROUNDING)
     judge, scene = scene_of(model, image, LipschitzClaim(0.5, "pixel"))
     assert judge.flipped_set(scene, point) is None
+
+
+def test_a_set_pays_the_joint_constant_with_radii_of_the_pixels_own():
+    model, image = gadget(1)
+    point = image.clone()
+    for row in range(SIZE):
+        point[:, row, 0] = towards_boundary(model, image, row, 0, 1e-3)[:, row, 0]
+    # a pixel's own constant makes its radius larger, and a set's budget no larger
+    judge, scene = scene_of(model, image, LipschitzClaim(1.0, pixel=0.5))
+    judgement = judge.flipped_set(scene, point)
+    assert judgement.verdict in (Verdict.HELD, Verdict.ROUNDING)
+    assert judgement.ratio == pytest.approx(1.0, rel=2e-3)
+
+
+def test_a_ball_about_the_class_that_the_program_sees_says_nothing_of_the_class_of_the_function():
+    """Where float64 has flipped and the program has not, its certifier's ball is about the clean class."""
+    model, image = gadget(1)
+    point = towards_boundary(model, image, 1, 1, 1e-3)
+    clean = model(image[None])
+    claim = RadiusClaim(lambda images: torch.full((len(images), SIZE, SIZE), 10.0))
+    blind = Judge(lambda images: clean.expand(len(images), -1, -1, -1), Reference(model, image[None]), claim)
+    scene = blind.scene(0, image, clean[0], torch.full((SIZE, SIZE), 1e-6, dtype=torch.float64))
+    assert blind.two_ball(scene, point) is None
+    seeing = Judge(model, Reference(model, image[None]), claim)
+    assert seeing.two_ball(scene, point).verdict is Verdict.VIOLATED
 
 
 def test_an_expansion_needs_no_flip():

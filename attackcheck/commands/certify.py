@@ -23,6 +23,9 @@ from attackcheck.errors import InputError
 if TYPE_CHECKING:
     from attackcheck.certification_table import CertificationTable
     from attackcheck.certifier import Plan
+    from attackcheck.reporters.certification import CertificationReporter
+    from attackcheck.smoothing import Smoothing
+    from attackcheck.subject import Images, Subject
 
 __all__ = ["add_arguments"]
 
@@ -41,12 +44,20 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     add_source_arguments(parser)
     parser.add_argument(
-        "--data", metavar="SPEC", help="scenes[:N], folder:DIR, arrays:FILE.npz, cityscapes:DIR; none: images that ship"
+        "--data",
+        metavar="SPEC",
+        help="scenes[:N], arrays:FILE.npz; folder:, cityscapes:, pets:, kvasir: or voc:DIR[:SPLIT][@HxW]; none: ours",
     )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--eps", metavar="LIST", help="budgets such as 0.1,0.3 (default: 0.001 to 1.5)")
     parser.add_argument("--metric", metavar="FILE", help="also attack the metric claims in this TOML or JSON file")
+    parser.add_argument(
+        "--smoothing",
+        metavar="SPEC",
+        help="also certify the smoothed network by sampling, e.g. sigma=0.25,n=100 (n0, tau, alpha, correction)",
+    )
     parser.add_argument("--no-attack", action="store_true", help="certify only")
+    parser.add_argument("--no-refine", action="store_true", help="leave out the refined certificate")
     parser.add_argument("--steps", type=int, default=15, metavar="N", help="steps of every attack (default: 15)")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
@@ -65,11 +76,16 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
+    smoothing = None
+    if arguments.smoothing is not None:
+        from attackcheck.smoothing import read_smoothing
+
+        smoothing = read_smoothing(arguments.smoothing)
+        plan = dataclasses.replace(plan, epsilons=tuple(sorted({*plan.epsilons, smoothing.radius})))
     from attackcheck.certifier import certify_data
     from attackcheck.models.datasets import load_data
     from attackcheck.reporters.certification import CertificationReporter, csv_text
     from attackcheck.reporters.json import write_whole
-    from attackcheck.subject import Images
 
     data: Images = load_data(arguments.data)
     if arguments.images is not None:
@@ -87,6 +103,8 @@ def _run(arguments: argparse.Namespace) -> int:
             if table is None:
                 raise
             table = dataclasses.replace(table, stopped="interrupted")
+        if table is not None and smoothing is not None and not table.stopped:
+            table = _smoothed(table, smoothing, subject, data, arguments, reporter)
     if table is None:
         raise InputError("the certification ended without a table")
     reporter.finish(table)
@@ -105,6 +123,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
         draw(table, Path(arguments.plot))
     return 130 if table.stopped else table.exit_code(arguments.strict)
+
+
+def _smoothed(
+    table: CertificationTable,
+    smoothing: Smoothing,
+    subject: Subject,
+    data: Images,
+    arguments: argparse.Namespace,
+    reporter: CertificationReporter,
+) -> CertificationTable:
+    """The table with what smoothing of the same network says of the same images."""
+    from attackcheck.smoothing import smooth_data
+
+    try:
+        found = smooth_data(
+            subject, data, smoothing, seed=arguments.seed, device=arguments.device, on_progress=reporter.sampled
+        )
+    except KeyboardInterrupt:
+        return dataclasses.replace(table, stopped="interrupted")
+    return dataclasses.replace(table, smoothing=(found,))
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
@@ -140,6 +178,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         box=(0.0, 1.0) if arguments.box else None,
         tolerance=arguments.tolerance,
         counterexamples=Path(arguments.out),
+        refine=not arguments.no_refine,
     )
 
 

@@ -1,90 +1,80 @@
-"""`attackcheck inspect`: what is in a file, without running any of it."""
+"""`attackcheck inspect`: one image or pixel of a run, or what is in a file, in the terminal."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attackcheck.errors import printable
+from attackcheck.commands.inside import is_file_of_weights, show_file
+from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
-    from attackcheck.formats.inspection import Inspection
+    from attackcheck.parts import Part
+    from attackcheck.run_folder import Run
 
 __all__ = ["add_arguments"]
-
-SHOWN = 12
 
 
 def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "inspect",
-        help="what is in a file, without running any of it",
-        description="Prints the format of a file, its tensors, claim and card, what a program calls, and what a pickle "
-        "would import. Nothing of it is run. Exit code: 0 read, 2 could not be read.",
+        help="look at one image or pixel of a run, or into a file without running any of it",
+        description="Shows images of a run folder in the terminal: a map of tightness and the tightest pixels, "
+        "or everything that is known of one pixel. Of a file of weights it shows the format, tensors, claim and card, "
+        "what a program calls, and what a pickle would import; nothing of it is run. Exit code: 0 shown, 2 not.",
     )
-    parser.add_argument("file", help="checkpoint, state_dict, program, directory with safetensors, .npz, or zoo:NAME")
-    parser.add_argument("--all", action="store_true", help=f"all tensors, not the {SHOWN} largest")
-    parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON")
+    parser.add_argument(
+        "folder",
+        metavar="DIR|FILE",
+        help="a run folder; or a checkpoint, program, .npz, directory with safetensors, zoo:NAME",
+    )
+    parser.add_argument("--image", type=int, metavar="N", help="number of the image; none: a list of all")
+    parser.add_argument("--pixel", metavar="ROW,COLUMN", help="a pixel of this image")
+    parser.add_argument("--all", action="store_true", help="of a file: all tensors, not the largest")
+    parser.add_argument("--json", metavar="FILE|-", help="of a file: write everything as JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from attackcheck.formats.inspection import inspect_file
-    from attackcheck.models.zoo import in_zoo
-    from attackcheck.reporters.json import checked_target, write_json
+    if arguments.image is None and arguments.pixel is None and is_file_of_weights(arguments.folder):
+        return show_file(arguments.folder, json=arguments.json, every=arguments.all)
+    pixel = None
+    if arguments.pixel is not None:
+        found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", arguments.pixel)
+        if found is None:
+            raise InputError(f"expected --pixel to be ROW,COLUMN such as 12,34, got {arguments.pixel!r}")
+        pixel = int(found[1]), int(found[2])
+        if arguments.image is None:
+            raise InputError("expected --image beside --pixel: a pixel belongs to an image")
+    from attackcheck.reporters.console import plain_console
+    from attackcheck.reporters.inspection import show_image, show_images, show_pixel
+    from attackcheck.run_folder import read_run
 
-    target = None if arguments.json is None else checked_target(arguments.json)
-    given = str(arguments.file)
-    seen = inspect_file(in_zoo(given.removeprefix("zoo:")).path if given.startswith("zoo:") else Path(given))
-    if arguments.json is not None:
-        write_json(target, seen.to_dict())
-    if arguments.json != "-":
-        _show(seen, every=arguments.all)
+    run = read_run(arguments.folder)
+    out = plain_console(sys.stdout)
+    if arguments.image is None:
+        show_images(out, run.parts())
+        return 0
+    part = _part(run, arguments.image)
+    if part.maps is None:
+        raise InputError(f"nothing is known of the pixels of image {arguments.image}")
+    if pixel is None:
+        show_image(out, part, part.maps, run.header.classes)
+        return 0
+    height, width = part.maps.radius.shape
+    if pixel[0] >= height or pixel[1] >= width:
+        raise InputError(f"expected a pixel inside {height}x{width}, got row {pixel[0]}, column {pixel[1]}")
+    show_pixel(out, part, part.maps, run.header.classes, pixel)
     return 0
 
 
-def _show(seen: Inspection, *, every: bool) -> None:
-    from attackcheck.formats.inspection import summed
-    from attackcheck.models.pickles import never_permitted
-    from attackcheck.reporters.console import plain_console
-
-    out = plain_console(sys.stdout)
-
-    def line(name: str, text: str) -> None:
-        out.print(f"{name:8} {printable(text)}", soft_wrap=True)
-
-    line("file", f"{seen.path}, {seen.size:,} bytes")
-    line("format", seen.format)
-    if seen.sha256 is not None:
-        line("SHA-256", seen.sha256)
-    if seen.claim is not None:
-        line("claim", seen.claim)
-    for key, value in seen.card.items():
-        text = str(value)
-        line("card", f"{key}: {text if len(text) <= 200 else text[:197] + '...'}")
-    if seen.programs:
-        shown = list(seen.programs.items())
-        text = ", ".join(f"{name} x {count}" for name, count in (shown if every else shown[:SHOWN]))
-        line("calls", text + ("" if every or len(shown) <= SHOWN else f" and {len(shown) - SHOWN} more"))
-    if seen.tensors:
-        numbers = ", ".join(f"{count:,} {dtype}" for dtype, count in summed(seen.tensors).items())
-        line("tensors", f"{len(seen.tensors)}: {numbers}")
-        ordered = seen.tensors if every else sorted(seen.tensors, key=lambda entry: -entry.numbers)[:SHOWN]
-        for entry in ordered:
-            line("", f"{entry.name}  {entry.dtype} {'x'.join(map(str, entry.shape)) or 'one number'}")
-        if len(ordered) < len(seen.tensors):
-            line("", f"and {len(seen.tensors) - len(ordered)} smaller ones (--all)")
-    for note in seen.notes:
-        line("note", note)
-    if seen.refused:
-        line("imports", f"loading it the usual way would import {len(seen.refused)} things that could run code:")
-        for name in seen.refused:
-            line("", name + (" (which no option permits)" if never_permitted(name) else ""))
-        line("", "attackcheck refuses to. Ask for a state_dict (or safetensors) and give the network as --model;")
-        if not any(map(never_permitted, seen.refused)):
-            line("", f"or, if you trust a name in this list, permit each: --allow-global {seen.refused[0]}")
-    elif seen.imports:
-        line("imports", "nothing but what tensors are rebuilt with")
+def _part(run: Run, number: int) -> Part:
+    for part in run.parts():
+        if part.number == number:
+            return part
+    numbers = [part.number for part in run.parts()]
+    have = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+    raise InputError(f"expected an image of this run ({have or 'none is done'}), got {number}")

@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from attackcheck.models.datasets import Dataset
     from attackcheck.models.networks import Config
     from attackcheck.models.training import Measured, Progress, Recipe
+    from attackcheck.reporters.training import TrainingLog
 
 __all__ = ["add_arguments", "run"]
+
+
+LOSSES = ("ce", "margin-ce", "hinge", "hkr", "joint")
 
 
 def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Registers the subcommand with its options; torch is imported only when it runs."""
     parser = subparsers.add_parser(
         "train", help="train a 1-Lipschitz network", description="Train a 1-Lipschitz segmentation network."
+    )
+    parser.add_argument(
+        "--preset",
+        action=_Preset,
+        metavar="NAME",
+        help="kvasir, pets-3, pets-8, pets-16 or cityscapes, beside --data DIR",
     )
     parser.add_argument("--arch", choices=("lipnet", "isounet"), default="lipnet", help="family (%(default)s)")
     parser.add_argument("--size", default="XS", metavar="SIZE", help="XS, S, M1, M2, L or XL (%(default)s)")
@@ -33,17 +43,37 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--crop", metavar="HxW", help="train on random crops of this size")
     parser.add_argument("--steps", type=int, default=1000, metavar="N", help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures per step (%(default)s)")
-    parser.add_argument("--loss", choices=("ce", "margin-ce", "hinge", "hkr"), default="ce", help="(%(default)s)")
+    parser.add_argument("--loss", choices=LOSSES, default="ce", help="(%(default)s)")
     parser.add_argument("--tau", type=float, default=16.0, help="temperature of the loss (%(default)s)")
-    parser.add_argument("--margin", type=float, default=0.2, help="radius that margin losses aim for (%(default)s)")
+    parser.add_argument("--margin", type=float, default=0.2, help="radius, or eps of the joint loss (%(default)s)")
     parser.add_argument("--focus", type=float, default=0.3, help="weight of rare classes, 0 for none (%(default)s)")
     parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (%(default)s)")
+    parser.add_argument("--noise", type=float, default=0.0, metavar="SIGMA", help="Gaussian noise, for smoothing")
+    parser.add_argument("--unconstrained", action="store_true", help="the same structure of ordinary convolutions")
+    parser.add_argument("--csv", metavar="FILE", help="one line for each measurement")
+    parser.add_argument("--plot", metavar="FILE", help="curves over epochs (.png, .svg or .pdf); needs --csv")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--every", type=int, default=200, metavar="N", help="steps between measurements (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the state an interrupted training left")
     parser.add_argument("--out", default="checkpoint.pt", metavar="FILE", help="checkpoint to write (%(default)s)")
     parser.set_defaults(run=run)
+
+
+class _Preset(argparse.Action):
+    """Sets what a named configuration says; options that come later on the line change it again."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: object, option: str | None = None
+    ) -> None:
+        from attackcheck.models.presets import PRESETS
+
+        if value not in PRESETS:
+            parser.error(f"expected {option} among {', '.join(PRESETS)}, got {value!r}")
+        preset = PRESETS[str(value)]
+        args.preset = str(value)
+        for name in ("arch", "size", "tau", "loss", "steps", "batch"):
+            setattr(args, name, getattr(preset, name))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,14 +99,34 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"expected --out to be a file, {out} is a folder")
     if not out.parent.is_dir():
         raise InputError(f"expected --out in an existing folder, but there is no {out.parent}")
+    if args.plot is not None:
+        from attackcheck.reporters.training import check_curves
+
+        if args.csv is None:
+            raise InputError("expected --csv FILE beside --plot: curves are drawn from it")
+        check_curves(Path(args.plot))
+    if args.preset is not None:
+        from attackcheck.models.presets import PRESETS
+
+        args.data, own = PRESETS[args.preset].specifications(args.data)
+        args.validation = args.validation or own
     pictures = load_data(args.data)
     pictures, validation = _split(pictures, args.validation)
     config, recipe = _config(args, pictures), _recipe(args)
     if args.every < 1:
         raise InputError(f"expected --every to be positive, got {args.every}")
-    network = build(config, seed=args.seed)
+    network = build(config, plain=args.unconstrained, seed=args.seed)
     state = out.with_name(f"{out.name}.state")
-    last = _follow(network, pictures, recipe, validation, args.every, state, args.resume)
+    log = None
+    if args.csv is not None:
+        from attackcheck.reporters.training import TrainingLog
+
+        log = TrainingLog(Path(args.csv), max(1, len(pictures) / recipe.batch), resume=args.resume)
+    last = _follow(network, pictures, recipe, validation, args.every, state, args.resume, log)
+    if args.plot is not None:
+        from attackcheck.reporters.training import draw_training
+
+        draw_training(Path(args.csv), Path(args.plot))
     if last is None or last.step < recipe.steps:
         sys.stderr.write(f"interrupted; the same command with --resume goes on from {state}\n")
         return 130
@@ -154,12 +204,19 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
         crop = (int(found[1]), int(found[2]))
     return Recipe(
         steps=args.steps, batch=args.batch, loss=args.loss, tau=args.tau, margin=args.margin, lr=args.lr,
-        seed=args.seed, crop=crop, focus=args.focus,
+        seed=args.seed, crop=crop, focus=args.focus, noise=args.noise,
     )  # fmt: skip
 
 
 def _follow(
-    network: object, pictures: "Dataset", recipe: "Recipe", validation: "Dataset", every: int, state: Path, resume: bool
+    network: object,
+    pictures: "Dataset",
+    recipe: "Recipe",
+    validation: "Dataset",
+    every: int,
+    state: Path,
+    resume: bool,
+    log: "TrainingLog | None" = None,
 ) -> "Progress | None":
     """Runs the training under a progress bar on stderr; Ctrl-C ends it after the step in hand, its state written."""
     from rich.console import Console
@@ -193,6 +250,8 @@ def _follow(
             figures = ""
             for event in events:
                 last = event
+                if log is not None:
+                    log.add(event)
                 if event.measured is not None:
                     m = event.measured
                     figures = f"accuracy {m.accuracy:.3f}  mIoU {m.miou:.3f}  radius {m.radius:.3f}"
@@ -210,12 +269,27 @@ def _follow(
 
 
 def _options(args: argparse.Namespace) -> list[str]:
-    names = ("arch", "size", "width", "data", "validation", "crop", "steps", "batch", "loss", "tau", "margin", "focus")
+    names: tuple[str, ...] = (
+        "arch",
+        "size",
+        "width",
+        "data",
+        "validation",
+        "crop",
+        "steps",
+        "batch",
+        "loss",
+        "tau",
+        "margin",
+        "focus",
+    )
     options: list[str] = []
+    names += ("noise",) if args.noise else ()
     for name in (*names, "lr", "seed", "threads"):
         value = getattr(args, name)
         if value is not None:
             options += [f"--{name}", str(value)]
+    options += ["--unconstrained"] if args.unconstrained else []
     return [*options, "--out", Path(args.out).name]
 
 

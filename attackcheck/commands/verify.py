@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +19,14 @@ from attackcheck.commands.sources import (
     metrics_of,
     replay_options,
 )
-from attackcheck.errors import InputError
+from attackcheck.errors import CannotWrite, InputError, printable
 
 if TYPE_CHECKING:
     from attackcheck.attacks.plans import Plan
     from attackcheck.events import Event
     from attackcheck.report import Report
-    from attackcheck.subject import Images, Settings
+    from attackcheck.run_folder import RunFolder
+    from attackcheck.subject import Images, Settings, Subject
 
 __all__ = ["add_arguments"]
 
@@ -40,7 +44,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     add_source_arguments(parser)
     parser.add_argument(
-        "--data", metavar="SPEC", help="scenes[:N], folder:DIR, arrays:FILE.npz, cityscapes:DIR; none: images that ship"
+        "--data",
+        metavar="SPEC",
+        help="scenes[:N], arrays:FILE.npz; folder:, cityscapes:, pets:, kvasir: or voc:DIR[:SPLIT][@HxW]; none: ours",
     )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--pixels", default="64", metavar="N|all|FILE", help="pixels per image (default: 64)")
@@ -49,6 +55,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--region", action="append", metavar="SPEC", help=_REGION_HELP)
     parser.add_argument("--target", type=int, metavar="CLASS", help="attack towards this class")
+    parser.add_argument(
+        "--refined", action="store_true", help="attack the refined certificate of these weights instead"
+    )
     parser.add_argument("--plan", default="standard", help="quick, standard, thorough or FILE.toml (default: standard)")
     parser.add_argument("--attack", metavar="NAME,...", help="run these attacks instead of a plan")
     parser.add_argument("--box", action="store_true", help="keep perturbed images in [0, 1] (certificates need none)")
@@ -64,13 +73,27 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         "--tolerance", type=float, default=1e-5, help="relative excess that is rounding (default: 1e-5)"
     )
     parser.add_argument("--strict", action="store_true", help="ROUNDING and DEPLOYED_ONLY fail too")
+    parser.add_argument(
+        "--exit-zero", action="store_true", help="violations are no failure: for shards, whose merge has the last word"
+    )
     parser.add_argument("--no-audit", action="store_true", help="do not look at the weights first")
     parser.add_argument("-x", "--maxfail", type=int, metavar="N", help="stop after N violations")
     parser.add_argument(
-        "--out", metavar="DIR", default=COUNTEREXAMPLES, help=f"counterexamples (default: {COUNTEREXAMPLES})"
+        "--out",
+        metavar="DIR",
+        help="keep everything in this folder, where the same command goes on; none: only counterexamples, in "
+        + COUNTEREXAMPLES,
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="examine only every N-th image from the I-th on; auto: as torchrun or SLURM say"
     )
     parser.add_argument("--json", metavar="FILE|-", help="write the report as JSON")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
+    parser.add_argument("--junit", metavar="FILE", help="write JUnit XML, a test case for each image and attack")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page (extra `html`)")
+    parser.add_argument("--baseline", metavar="FILE", help="fail only on violations that this report or run has not")
+    loud = parser.add_mutually_exclusive_group()
+    loud.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
+    loud.add_argument("-v", "--verbose", action="store_true", help="every attack call, all findings")
     parser.set_defaults(run=_run)
 
 
@@ -83,30 +106,81 @@ _REGION_HELP = (
 
 def _run(arguments: argparse.Namespace) -> int:
     settings, data = _settings(arguments)
+    from attackcheck.baseline import read_baseline
     from attackcheck.engine import INTERRUPTED, run
     from attackcheck.events import RunFinished
     from attackcheck.reporters.console import ConsoleReporter
+    from attackcheck.reporters.github import GithubReporter, on_github
     from attackcheck.reporters.json import JsonReporter
+    from attackcheck.reporters.junit import JunitReporter
 
-    written = None if arguments.json is None else JsonReporter(arguments.json)
+    baseline = None if arguments.baseline is None else read_baseline(arguments.baseline)
+    written: list[Callable[[Event], None]] = []
+    if arguments.json is not None:
+        written.append(JsonReporter(arguments.json))
+    if arguments.junit is not None:
+        written.append(JunitReporter(arguments.junit))
     subject = load_subject(arguments, lambda: data[0].image)
-    console = ConsoleReporter(
-        ["attackcheck", "replay", *replay_options(arguments)], quiet=arguments.quiet, tables=arguments.json != "-"
-    )
-    reporters: list[Callable[[Event], None]] = [console] if written is None else [console, written]
+    if arguments.refined:
+        subject = _refined(subject, data)
+    replay = ["attackcheck", "replay", *replay_options(arguments)]
+    if arguments.html is not None:
+        from attackcheck.commands.report import command_of
+        from attackcheck.reporters.html import HtmlReporter
+
+        written.append(
+            HtmlReporter(
+                arguments.html,
+                classes=data.classes,
+                ignore=data.ignore,
+                replay=(replay[:2], replay[2:]),
+                command=command_of(vars(arguments)),
+            )
+        )
+    if on_github():
+        written.append(GithubReporter(replay, baseline, sys.stderr if arguments.json == "-" else None))
     report: Report | None = None
-    with console:
-        for event in _to_the_end(run(subject, data, settings), reporters):
+    with ExitStack() as stack:
+        past: RunFolder | None = None
+        if arguments.out is not None:
+            past = stack.enter_context(_folder(arguments, subject, data, settings))
+            settings = replace(settings, counterexamples=past.counterexamples)
+            written.append(past)
+        console = stack.enter_context(
+            ConsoleReporter(replay, quiet=arguments.quiet, verbose=arguments.verbose, tables=arguments.json != "-")
+        )
+        for event in _to_the_end(run(subject, data, settings, past), [console, *written]):
             if isinstance(event, RunFinished):
                 report = event.report
     if report is None:
         raise InputError("the run ended without a report")
-    return 130 if report.stopped == INTERRUPTED else report.exit_code(settings.strict)
+    code = report.exit_code(settings.strict)
+    if baseline is not None:
+        print(f"attackcheck: {printable(baseline.sentence(report))}", file=sys.stderr)
+        code = baseline.without_known(report).exit_code(settings.strict)
+    if past is not None and past.failure is not None:
+        print(f"attackcheck: {printable(past.failure)}", file=sys.stderr)
+        code = code or 2
+    if arguments.exit_zero and code == 1:
+        code = 0
+    return 130 if report.stopped == INTERRUPTED else code
+
+
+def _folder(arguments: argparse.Namespace, subject: Subject, data: Images, settings: Settings) -> RunFolder:
+    from attackcheck.engine import header_of
+    from attackcheck.identity import identity_of, listed
+    from attackcheck.run_folder import RunFolder, folder_of_shard
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+    images = listed(data)
+    identity = identity_of(subject, data, settings, images)
+    path = folder_of_shard(Path(arguments.out), settings.shard)
+    return RunFolder(path, header_of(subject, data, settings), identity, images, options)
 
 
 def _to_the_end(events: Iterator[Event], reporters: list[Callable[[Event], None]]) -> Iterator[Event]:
-    """Pass events on; Ctrl-C inside a reporter is handed to the engine, which judges what it has."""
-    throw: Callable[[type[BaseException]], Event] = events.throw  # type: ignore[attr-defined]
+    """Pass events on; Ctrl-C inside a reporter, or a full disk, is handed to the engine, which judges what it has."""
+    throw: Callable[[BaseException], Event] = events.throw  # type: ignore[attr-defined]
     event = next(events, None)
     while event is not None:
         try:
@@ -114,8 +188,8 @@ def _to_the_end(events: Iterator[Event], reporters: list[Callable[[Event], None]
                 reporter(event)
             yield event
             event = next(events, None)
-        except KeyboardInterrupt:
-            event = throw(KeyboardInterrupt)
+        except (KeyboardInterrupt, CannotWrite) as reason:
+            event = throw(reason)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
@@ -124,9 +198,9 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         raise InputError(f"expected --images of at least 1, got {arguments.images}")
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"expected --threads of at least 1, got {arguments.threads}")
-    if not arguments.out:
+    if arguments.out == "":
         raise InputError("expected --out to name a folder, got nothing")
-    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+    if arguments.out is not None and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
         raise InputError(f"expected --out to be a folder, {arguments.out} is a file")
     import torch
 
@@ -134,9 +208,12 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     from attackcheck.models.datasets import load_data
     from attackcheck.regions import parse_region
     from attackcheck.selection import read_pixels
+    from attackcheck.sharding import read_shard, share
     from attackcheck.subject import Settings
     from attackcheck.verification import check_settings
 
+    shard = read_shard(arguments.shard)
+    device = _own_device(arguments)
     pixels = read_pixels(arguments.pixels)
     check_settings(
         seed=arguments.seed,
@@ -156,7 +233,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         data = First(data, arguments.images)
     # Threads for whole images do not wait for each other; those inside an operation do, and get in each other's way.
     threads = arguments.threads or torch.get_num_threads()
-    workers = min(threads, len(data)) if arguments.device == "cpu" else 1
+    workers = min(threads, len(share(len(data), shard))) if device == "cpu" else 1
     torch.set_num_threads(max(1, threads // max(1, workers)))
     settings = Settings(
         plan=chosen,
@@ -171,14 +248,36 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         budget=budget,
         batch=arguments.batch,
         box=(0.0, 1.0) if arguments.box else None,
-        counterexamples=Path(arguments.out),
-        device=arguments.device,
+        counterexamples=Path(COUNTEREXAMPLES),
+        device=device,
         crops=not arguments.no_crops,
         workers=workers,
         audit=not arguments.no_audit,
         metrics=metrics_of(arguments),
+        shard=shard,
     )
     return settings, data
+
+
+def _own_device(arguments: argparse.Namespace) -> str:
+    """The device, and of several GPUs in one machine the one of this task."""
+    device = str(arguments.device)
+    if arguments.shard != "auto" or device != "cuda":
+        return device
+    import torch
+
+    from attackcheck.sharding import local_rank
+
+    return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
+
+
+def _refined(subject: Subject, data: Images) -> Subject:
+    """The same model with its refined certificate as the claim."""
+    from dataclasses import replace
+
+    from attackcheck.refined import refine
+
+    return replace(subject, claim=refine(subject.model, tuple(data[0].image.shape)).claim())
 
 
 def _with_regions(chosen: Plan) -> Plan:

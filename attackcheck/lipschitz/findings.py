@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from attackcheck.errors import InputError, in_one_line
+
 __all__ = ["AuditReport", "AuditVerdict", "Layer", "Witness"]
 
 
@@ -130,6 +132,38 @@ class AuditReport:
             else {"ratio": witness.ratio, "distance": witness.distance, "start": witness.start},
             "seconds": self.seconds,
         }
+
+    @classmethod
+    def of_dict(cls, plain: Mapping[str, Any]) -> AuditReport:
+        """What :meth:`to_dict` gave; without the images of a witness, which are not in it.
+
+        Raises:
+            InputError: for anything else.
+        """
+        try:
+            layers = tuple(
+                Layer(**{**layer, "shape": tuple(layer["shape"]), "upper": _infinite(layer["upper"])})
+                for layer in plain["layers"]
+            )
+            return cls(
+                claim=plain["claim"],
+                claim_text=plain["claim_text"],
+                input_shape=tuple(plain["input_shape"]),
+                bound=plain["bound"],
+                pixel_bound=plain["pixel_bound"],
+                lower=plain["lower"],
+                layers=layers,
+                missing=plain["missing"] or "",
+                verdict=AuditVerdict[plain["verdict"]],
+                sentence=plain["sentence"],
+                seconds=plain["seconds"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"expected an audit written by attackcheck ({in_one_line(error)})") from None
+
+
+def _infinite(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _number(value: float | None) -> float | None:

@@ -21,6 +21,7 @@ from attackcheck.measures.names import Measure
 from attackcheck.recheck import Verdict
 from attackcheck.reporters.console import plain_console
 from attackcheck.reporters.tables import counted
+from attackcheck.smoothing import SmoothedData
 
 __all__ = ["CertificationReporter", "csv_text"]
 
@@ -51,6 +52,7 @@ class CertificationReporter:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._sampling: TaskID | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,21 +70,37 @@ class CertificationReporter:
         if done == 0:
             self._first(table)
             if total and self._err.is_terminal:
-                self._bar = Progress(
-                    TextColumn("attacking"),
-                    BarColumn(bar_width=None),
-                    TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
-                    TimeElapsedColumn(),
-                    TimeRemainingColumn(),
-                    console=self._err,
-                    transient=True,
-                )
+                self._bar = self._progress("attacking", "images")
                 self._task = self._bar.add_task("", total=total)
                 self._bar.start()
         elif self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
         elif total:
             self._err.print(f"image {done}/{total} attacked")
+
+    def sampled(self, done: int, total: int) -> None:
+        """How many noisy images have been looked at."""
+        if self._quiet or not self._err.is_terminal:
+            return
+        if self._sampling is None:
+            if self._bar is not None:
+                self._bar.stop()
+            self._bar = self._progress("sampling", "samples")
+            self._sampling = self._bar.add_task("", total=total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._sampling, completed=done)
+
+    def _progress(self, name: str, unit: str) -> Progress:
+        return Progress(
+            TextColumn(name),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+        )
 
     def finish(self, table: CertificationTable) -> None:
         """The tables, what was broken, and one sentence."""
@@ -140,18 +158,25 @@ def csv_text(table: CertificationTable) -> str:
     """One line for each measure, class and eps; empty cells where there is no value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["measure", "class", "name", "eps", "clean", "certified", "per_pixel", "attacked", "constant"])
+    names = ["clean", "certified", "per_pixel", "attacked", "constant", "refined", "refined_per_pixel"]
+    writer.writerow(["measure", "class", "name", "eps", *names])
     for row in table.rows:
-        numbers = (row.clean, row.certified, row.per_pixel, row.attacked, row.constant)
+        numbers = [getattr(row, name) for name in names]
         cells = ["" if value is None or math.isnan(value) else repr(float(value)) for value in numbers]
-        name = "" if row.cls is None else _class_name(table, row.cls)
-        writer.writerow([row.measure.value, "" if row.cls is None else row.cls, name, repr(row.eps), *cells])
+        title = "" if row.cls is None else _class_name(table, row.cls)
+        writer.writerow([row.measure.value, "" if row.cls is None else row.cls, title, repr(row.eps), *cells])
     return text.getvalue()
 
 
 def _tables(table: CertificationTable) -> list[tuple[str, Table]]:
     title = "Worst case over every perturbation up to eps, in percent"
     shown = [(title, _curves(table, pair)) for pair in PAIRS if any(row.measure in pair for row in table.rows)]
+    finer = _refined(table)
+    if finer is not None:
+        shown.append((f"The same, {table.refinement}", finer))
+    for entry in table.smoothing:
+        title = f"Randomized smoothing at the same radius {entry.smoothing.radius:.4g}: {entry.smoothing.describe()}"
+        shown.append((title, _smoothing(table, entry)))
     beside = ": certified / attacked" if table.attacks else ": certified"
     for measure in (Measure.IOU, Measure.FNR):
         if any(row.measure is measure for row in table.rows):
@@ -182,6 +207,53 @@ def _curves(table: CertificationTable, pair: Sequence[Measure]) -> Table:
             cells += [_percent(value) for value in values]
         made.add_row(f"{eps:g}", *cells)
     made.add_row("constant", *[cell for row in first for cell in (_percent(row.constant), *blank)])
+    return made
+
+
+def _refined(table: CertificationTable) -> Table | None:
+    """The refined certificate beside the other one: pixels right (or unchanged) at every eps."""
+    for measure in (Measure.ACCURACY, Measure.STABILITY):
+        rows = [row for row in table.rows if row.measure is measure and row.refined_per_pixel is not None]
+        if rows:
+            break
+    else:
+        return None
+    made = _table()
+    made.add_column("\neps", justify="right", no_wrap=True)
+    for name in (f"{SHORT[measure]}\ncertified", "\nrefined", "\nmore", "\nper pixel", "\nrefined", "\nmore"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        pairs = ((row.certified, row.refined), (row.per_pixel, row.refined_per_pixel))
+        cells = [
+            cell
+            for old, new in pairs
+            for cell in (_percent(old), _percent(new), "-" if new is None else f"{100 * (new - old):+.1f}")
+        ]
+        made.add_row(f"{row.eps:g}", *cells)
+    return made
+
+
+def _smoothing(table: CertificationTable, entry: SmoothedData) -> Table:
+    """Sampling beside the certificates that come from weights: at one radius, on the same images."""
+    made = _table()
+    made.add_column("certificate", no_wrap=True)
+    for name in ("accuracy", "mean IoU", "abstained", "s per image"):
+        made.add_column(name, justify="right", no_wrap=True)
+    rows = {row.measure: row for row in table.rows if row.eps == entry.smoothing.radius and row.cls is None}
+    ours = [rows.get(measure) for measure in (Measure.ACCURACY, Measure.MEAN_IOU)]
+    seconds = table.seconds
+    plain = (seconds["model"] + seconds["certificate"]) / table.images
+    finer = (seconds["model"] + seconds.get("refined", 0.0)) / table.images
+    kinds = (
+        ("each pixel", "per_pixel", plain), ("each pixel, refined", "refined_per_pixel", finer),
+        ("one budget", "certified", plain), ("one budget, refined", "refined", finer),
+    )  # fmt: skip
+    for name, column, time in kinds:
+        values = [None if row is None else getattr(row, column) for row in ours]
+        if any(value is not None for value in values):
+            made.add_row(name, *[_percent(value) for value in values], "0.0", f"{time:.3g}")
+    numbers = [_percent(value) for value in (entry.accuracy, entry.mean_iou, entry.abstained)]
+    made.add_row("smoothed network", *numbers, f"{entry.seconds:.3g}")
     return made
 
 
@@ -226,6 +298,7 @@ def _times(table: CertificationTable) -> str:
     seconds = table.seconds
     return (
         f"Seconds: model {seconds['model']:.1f}, certificates {seconds['certificate']:.1f}, "
+        f"refined {seconds.get('refined', 0.0):.1f}, "
         f"attacks {seconds['attacks']:.1f}.\n"
         f"All margins are taken {table.logit_error:.1e} smaller than float32 says."
     )

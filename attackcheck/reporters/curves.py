@@ -62,6 +62,10 @@ def _panel(axis: Any, table: CertificationTable, measure: Measure) -> None:
         axis.fill_between(eps, certified, attacked, color="tab:blue", alpha=0.15, label="unknown")
     axis.plot(eps, certified, color="tab:blue", label="certified, one budget for all pixels")
     axis.plot(eps, [100 * row.per_pixel for row in rows], color="tab:blue", linestyle="--", label="certified per pixel")
+    for name, style, label in (("refined", "-", "refined"), ("refined_per_pixel", "--", "refined, per pixel")):
+        refined = [100 * value for value in (getattr(row, name) for row in rows) if value is not None]
+        if len(refined) == len(rows):
+            axis.plot(eps, refined, color="tab:green", linestyle=style, label=label)
     if min(eps) > 0:
         axis.set_xscale("log")
     axis.set_ylim(0, 102)

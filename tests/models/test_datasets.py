@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from attackcheck.errors import InputError
-from attackcheck.models.datasets import CITYSCAPES, load_data
+from attackcheck.models.datasets import load_data
+from attackcheck.models.layouts import CITYSCAPES
 from attackcheck.models.scenes import CLASSES, scene
 
 RNG = np.random.default_rng(0)

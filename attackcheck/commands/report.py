@@ -1,0 +1,73 @@
+"""`attackcheck report`: the HTML page of a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attackcheck.commands import verify
+from attackcheck.errors import InputError
+
+__all__ = ["add_arguments", "command_of"]
+
+
+def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "report",
+        help="the HTML page of a run folder",
+        description="Writes one self-contained HTML page from what `verify --out` or `merge` left, also of a run that "
+        "is not finished. Exit code: 0 written, 2 not.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="a run folder")
+    parser.add_argument("-o", "--out", metavar="FILE", help="the page (default: report.html in the folder)")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.out == "":
+        raise InputError("expected --out to name a file, got nothing")
+    from attackcheck.commands.merge import recorded_replay
+    from attackcheck.reporters.html import HtmlReporter
+    from attackcheck.run_folder import read_run
+
+    run = read_run(arguments.folder)
+    target = arguments.out or str(Path(arguments.folder) / "report.html")
+    replay = recorded_replay(run)
+    reporter = HtmlReporter(
+        target,
+        classes=run.header.classes,
+        ignore=run.header.ignore,
+        replay=(replay[:2], replay[2:]),
+        command=command_of(run.description["options"]),
+    )
+    for event in run.events():
+        reporter(event)
+    print(target)
+    return 0
+
+
+def command_of(options: Mapping[str, Any]) -> str | None:
+    """The `verify` command with these options, as far as they are no defaults; None where there are none."""
+    if not options:
+        return None
+    parser = argparse.ArgumentParser()
+    verify.add_arguments(parser.add_subparsers())
+    usual = vars(parser.parse_args(["verify"]))
+    words = ["attackcheck", "verify"]
+    if options.get("checkpoint") is not None:
+        words.append(str(options["checkpoint"]))
+    for name, value in options.items():
+        if name in ("checkpoint", "run", "command") or value == usual.get(name):
+            continue
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option)
+        elif isinstance(value, list):
+            words += [word for one in value for word in (option, str(one))]
+        else:
+            words += [option, str(value)]
+    return shlex.join(words)

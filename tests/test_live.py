@@ -1,0 +1,106 @@
+"""The console while a run works: time left, live view, plain lines, quiet and verbose."""
+
+import io
+import random
+import re
+
+import pytest
+from rich.console import Console
+
+from attackcheck.events import Advanced, ImageFinished, ImageStarted
+from attackcheck.reporters.live import LiveView, duration, histogram
+from attackcheck.reporters.time_left import TimeLeft
+
+CALLS = ("cutting", "guided", "guided", "lipschitz", "pairs", *["linearised"] * 8, *["ddn"] * 3, "cw", "foolbox.ddn")
+
+
+def simulated(images, seed, spread=3.0, judging=2.0):
+    """Times at which calls end, one image after the other; each attack is slower or faster than usual."""
+    rng = random.Random(seed)
+    pace = {name: rng.uniform(1, 10) * spread ** rng.uniform(-1, 1) for name in dict.fromkeys(CALLS)}
+    now = 0.0
+    for image in range(images):
+        yield "started", image, None, now
+        for name in CALLS:
+            now += pace[name] * rng.uniform(0.8, 1.25)
+            yield "advanced", image, name, now
+        now += judging * rng.uniform(0.5, 2)
+        yield "finished", image, None, now
+
+
+def told(left, what, image, attack, now):
+    if what == "started":
+        left.started(image, CALLS, now)
+    elif what == "advanced":
+        left.advanced(image, attack, now)
+    else:
+        left.finished(image, now)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_time_left_is_right_within_thirty_percent_once_an_image_is_done(seed):
+    log = list(simulated(10, seed))
+    end = log[-1][-1]
+    left = TimeLeft(10)
+    for entry in log:
+        told(left, *entry)
+        now = entry[-1]
+        if now > 0.1 * end * 1.05 and now < end:
+            guess = left.seconds(now)
+            assert abs(guess - (end - now)) <= 0.3 * (end - now) + 12  # two calls more or less
+
+
+def test_images_side_by_side_and_images_done_before():
+    left = TimeLeft(5)
+    left.skipped()
+    for image in (1, 2):
+        left.started(image, ["ddn"] * 10, 0.0)
+    for call in range(1, 6):
+        for image in (1, 2):
+            left.advanced(image, "ddn", 2.0 * call)
+    # Of four images of ten calls each two are half done in 10 s: 10 calls, 30 to go at one call a second.
+    assert left.seconds(10.0) == pytest.approx(30.0)
+    assert left.share == pytest.approx(0.25)
+
+
+def test_nothing_is_guessed_before_anything_is_known():
+    left = TimeLeft(2)
+    assert left.seconds(0.0) is None
+    left.started(0, CALLS, 5.0)
+    assert left.seconds(6.0) is None
+    assert left.share == 0.0
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (60, "1:00"), (3725, "1:02:05")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_histogram_ends_at_one_and_shows_violations_apart():
+    assert histogram([0, 4, 8, 0]).plain == " ▄█ 1 "
+    assert histogram([0, 0, 1, 8]).plain == "  ▁ 1 █"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_view_fits_its_terminal(width):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=24, color_system=None)
+    clock = iter(float(second) for second in range(1000))
+    view = LiveView(console, 8, clock=lambda: next(clock))
+    view(ImageStarted(0, "street", 64, len(CALLS), CALLS))
+    view(Advanced(0, "cutting", 1, len(CALLS), 0.0, (0,) * 21))
+    view(Advanced(0, "linearised", 2, len(CALLS), 1.0312, (*[0] * 10, 3, 9, 2, *[0] * 7, 1)))
+    view.violations = 2
+    console.print(view.render())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    shown = " ".join(lines)
+    assert "0/8 images" in shown
+    assert "left" in shown
+    assert "linearised 1/8" in shown
+    assert "worst r/d 1.0312" in shown
+    assert "2 violations" in shown
+    assert re.search("0 {11}▃█▂ {8}1 ▁", shown)
+    view(ImageFinished(0, 64, 2))
+    console.print(view.render())
+    assert "1/8 images" in out.getvalue()
