@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attackcheck.confidence import Confidence
 from attackcheck.errors import InputError, in_one_line
 
 __all__ = ["Claim", "ClassPairClaim", "LipschitzClaim", "RadiusClaim", "Scope", "margins", "takes_model"]
@@ -313,6 +314,8 @@ class RadiusClaim:
             with known distances.
         lipschitz: the constant that is handed to a certifier of three parameters.
         source: where the radii come from.
+        confidence: with what probability they hold, as those of randomized smoothing do; None: certainly. A rate of
+            violations is then compared with it, and nothing is asked at perturbed images.
 
     Raises:
         InputError: if an array is not three-dimensional, or holds NaN or a negative radius; if the certifier takes a
@@ -322,6 +325,7 @@ class RadiusClaim:
     certifier: np.ndarray[Any, Any] | Tensor | Callable[..., Any]
     lipschitz: float | None = field(default=None, kw_only=True)
     source: str = "given"
+    confidence: Confidence | None = field(default=None, kw_only=True)
     _stored: Tensor | None = field(init=False, repr=False, default=None)
     _model: Callable[[Tensor], Tensor] | None = field(init=False, repr=False, default=None)
 
@@ -335,7 +339,10 @@ class RadiusClaim:
                 raise InputError(f"expected a positive, finite Lipschitz constant, got {self.lipschitz!r}")
         if callable(self.certifier):
             return
-        radii = torch.as_tensor(self.certifier).detach().double().cpu()
+        given = self.certifier
+        if not isinstance(given, Tensor) and np.asarray(given).dtype.kind not in "fiu":
+            raise InputError(f"expected numbers as radii, got {np.asarray(given).dtype}")
+        radii = torch.as_tensor(given).detach().double().cpu()
         if radii.dim() != 3:
             raise InputError(f"expected radii of shape (N, H, W), got {tuple(radii.shape)}")
         _check_radii(radii)
@@ -372,11 +379,14 @@ class RadiusClaim:
     def describe(self) -> str:
         """Where the radii come from."""
         constant = "" if self.lipschitz is None else f" with L = {self.lipschitz:.6g}"
-        return f"certified radii{constant}, {self.source}"
+        sure = "" if self.confidence is None else f", {self.confidence.describe()}"
+        return f"certified radii{constant}{sure}, {self.source}"
 
     def radii(self, images: Tensor, logits: Tensor, index: int | None) -> Tensor | None:
         """The given radii of image ``index``, or the certifier's answer; None where an array says nothing."""
         shape = (images.shape[0], *logits.shape[2:])
+        if index is None and self.confidence is not None:
+            return None  # at points that an attack chose, nothing is claimed with any probability
         if self._stored is not None:
             if index is None:
                 return None
@@ -402,7 +412,8 @@ class RadiusClaim:
 
     def to_dict(self) -> dict[str, Any]:
         """Kind and source."""
-        return {"kind": "radii", "L": self.lipschitz, "source": self.source}
+        sure = {} if self.confidence is None else {"confidence": self.confidence.to_dict()}
+        return {"kind": "radii", "L": self.lipschitz, "source": self.source, **sure}
 
     def _ask(self, certifier: Callable[..., Any], images: Tensor) -> Any:
         images = images.clone()  # a certifier that works in place must not reach the image

@@ -31,6 +31,7 @@ from attackcheck.examination import Bench, Enough, StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.parts import METRICS, TRIAL, Part
+from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.selection import HOW
@@ -127,7 +128,10 @@ class _Run:
                 raise  # nothing was found yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
-        yield RunFinished(self._report(stopped, failed))
+        report = self._report(stopped, failed)
+        # Of all images together, so it is known only once they are summed up.
+        yield from (Finding(finding) for finding in report.violations if finding.kind is Kind.RATE)
+        yield RunFinished(report)
 
     def _restored(self) -> Iterator[Event]:
         """What an earlier run has done, as if it had happened now."""
@@ -192,7 +196,7 @@ class _Run:
     def _trial(self) -> Iterator[Event]:
         """A certifier that can be run on any model is first run on networks whose distances are known."""
         claim = self._subject.claim
-        if not isinstance(claim, RadiusClaim) or not claim.takes_model:
+        if not isinstance(claim, RadiusClaim) or not claim.takes_model or claim.confidence is not None:
             return
         if TRIAL in self._done or not owns(self._settings.shard, first=True):
             return

@@ -145,7 +145,10 @@ class Bench:
             self._judge = Judge(self._model, reference, claim, tolerance=settings.tolerance, device=settings.device)
             found = preflight.warnings_of(self._model, image[None], logits, radius, reference.precision)
             warnings = [Warned(code, message) for code, message in found] if index == 0 else []
-            if index == 0 and isinstance(claim, RadiusClaim):
+            if index == 0:
+                said = preflight.check_frozen(self._given, self._frozen, image[None])
+                warnings += [Warned(code, message) for code, message in said]
+            if index == 0 and isinstance(claim, RadiusClaim) and claim.confidence is None:
                 said = metamorphic.warnings_of(claim, self._given, self._frozen, image[None], radius)
                 warnings += [Warned(code, message) for code, message in said]
         if sample.labels is not None and not claim.cheap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from attackcheck.attacking import Attacker, ImageWork
-from attackcheck.claims import Claim, LipschitzClaim
+from attackcheck.claims import Claim, LipschitzClaim, RadiusClaim
+from attackcheck.confidence import Attacked
 from attackcheck.counterexample import Counterexample, save_counterexample
 from attackcheck.errors import InputError
 from attackcheck.events import Finding, Warned
@@ -53,6 +55,7 @@ class Examiner:
         self._judge = judge
         self._settings = settings
         self._tally = tally
+        self._confidence = subject.claim.confidence if isinstance(subject.claim, RadiusClaim) else None
 
     def harvest(self, work: ImageWork, attacker: Attacker) -> Iterator[Finding | Warned]:
         """Judge the pixels aimed at since the last time; their points are dropped afterwards."""
@@ -159,8 +162,30 @@ class Examiner:
         for name, cost in zip(seen.attacks, seen.costs, strict=True):
             objectives = [stage.objective for stage in self._settings.plan.stages if stage.attack == name]
             tally.add_cost(name, "+".join(dict.fromkeys(objectives)) or "pixel", cost)
+        if self._confidence is not None:
+            tally.rates.append(self._rate(work, ignored))
         tally.verdicts.update(verdict.name for verdict in work.verdicts.values())
         tally.verdicts[Verdict.HELD.name] += int(work.attacked.sum()) - len(work.verdicts)
+
+    def _rate(self, work: ImageWork, ignored: Tensor) -> Attacked:
+        """How many certificates were tried here and how many failed; pixels aimed at because they flipped are left out.
+
+        Pixels drawn at random from the certified ones stand for their share of all, abstentions included; of those
+        drawn for what their certificates look like, only that there are no more broken than in the whole image.
+        """
+        chosen = torch.zeros_like(work.attacked)
+        chosen[work.pixels[:, 0], work.pixels[:, 1]] = True
+        chosen &= work.attacked
+        broken = sum(verdict is Verdict.COUNTED and bool(chosen[place]) for place, verdict in work.verdicts.items())
+        tried, every = int(chosen.sum()), int((~ignored).sum())
+        certified = int(((work.scene.radius > 0) & ~ignored).sum())
+        if isinstance(self._settings.pixels, np.ndarray):
+            stand_for = float(len(work.pixels))
+        elif self._settings.pixels == "all" or self._settings.choose in ("radius", "random"):
+            stand_for = tried * every / max(1, certified)
+        else:
+            stand_for = float(every)
+        return Attacked(tried, broken, max(stand_for, float(tried)))
 
     def _judge_pixels(self, work: ImageWork, slots: Slots, pixels: Tensor, aimed: Tensor) -> Iterator[Finding | Warned]:
         radius = work.scene.radius[pixels[:, 0], pixels[:, 1]]
@@ -169,6 +194,8 @@ class Examiner:
         for i in worst_first[: int(inside.sum())].tolist():
             row, column = int(pixels[i, 0]), int(pixels[i, 1])
             judgement = self._judge.pixel(work.scene, work.probe.closest(i), row, column)
+            if judgement.verdict is Verdict.VIOLATED and self._confidence is not None:
+                judgement = replace(judgement, verdict=Verdict.COUNTED)
             if judgement.verdict is not Verdict.HELD:
                 work.verdicts[row, column] = judgement.verdict
             yield from self._find(work, judgement, int(slots.attack[i]))

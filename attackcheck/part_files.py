@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attackcheck.confidence import Attacked
 from attackcheck.errors import CannotWrite, InputError, in_one_line
 from attackcheck.lipschitz.findings import AuditReport, Witness
 from attackcheck.parts import Example, Maps, Part
@@ -55,6 +56,7 @@ def save_part(part: Part, path: Path, folder: Path) -> None:
         "regions": [_record(region) for region in tally.regions],
         "unsaved": tally.unsaved,
         "warnings": tally.warnings,
+        "rates": [[count.pixels, count.broken, count.certificates] for count in tally.rates],
         "attacks": [],
         "examples": [],
         **tally.sums(),
@@ -167,6 +169,7 @@ def load_part(path: Path, folder: Path, ignore: int) -> Part:
         tally.verdicts.update(meta["counts"])
         tally.unchecked.update(meta["unchecked"])
         tally.unsaved = int(meta["unsaved"])
+        tally.rates += [Attacked(int(p), int(b), float(c)) for p, b, c in meta.get("rates", ())]
         tally.warnings += [(str(code), str(message)) for code, message in meta["warnings"]]
         tally.add_sums(meta)
         maps = _read_maps(arrays, meta) if "radius" in arrays else None

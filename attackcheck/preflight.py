@@ -6,14 +6,25 @@ Errors stop the run, since its result would mean nothing; warnings are shown wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from attackcheck.arithmetic import inexact
 from attackcheck.errors import InputError, in_one_line
 
-__all__ = ["CODES", "check_arithmetic", "check_image", "check_logits", "check_mode", "check_model", "warnings_of"]
+__all__ = [
+    "CODES",
+    "check_arithmetic",
+    "check_frozen",
+    "check_image",
+    "check_logits",
+    "check_mode",
+    "check_model",
+    "warnings_of",
+]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -41,6 +52,7 @@ CODES = {
     "AC124": "arithmetic below float32 cannot be switched off",
     "AC125": "an image is nearly black",
     "AC126": "a part of an earlier run is damaged",
+    "AC131": "the frozen copy differs from the model",
 }
 
 
@@ -110,6 +122,36 @@ def check_mode(model: Model, image: Tensor, *, own: bool) -> None:
     model.eval()
     if not same:
         raise InputError("AC103: expected a model in evaluation mode, got training mode; call model.eval()")
+
+
+def check_frozen(model: Model, copy: Model, image: Tensor) -> Iterator[tuple[str, str]]:
+    """AC131 where the plain layers that are examined do not compute what the parametrised model does.
+
+    Args:
+        model: as given, on any device; it is copied, since some layers change at each forward pass.
+        copy: its frozen copy in evaluation mode.
+        image: ``(1, C, H, W)``, where the copy is.
+
+    Raises:
+        InputError: AC131, if logits differ by more than 0.1 % of the largest.
+    """
+    if not isinstance(model, nn.Module) or not any(parametrize.is_parametrized(part) for part in model.modules()):
+        return
+    try:
+        with torch.no_grad():
+            twin = deepcopy(model).eval().to(image.device)
+            first, second, frozen = twin(image.clone()), twin(image.clone()), copy(image.clone())
+            scale = float(frozen.abs().max())
+            apart = max(float((first - frozen).abs().max()), float((second - frozen).abs().max()))
+    except (Exception, SystemExit):
+        return  # what is wrong there is said when the logits are checked
+    if not apart <= 1e-3 * scale:
+        raise InputError(
+            f"AC131: expected the model to compute what its frozen copy does, logits differ by {apart:.3g} of "
+            f"{scale:.3g}; if it iterates towards its weights, run it in training mode until they stand still"
+        )
+    if apart > 1e-5 * scale:
+        yield "AC131", f"logits of the model and of its frozen copy, which is examined, differ by {apart:.3g}"
 
 
 def check_logits(model: Model, image: Tensor) -> Tensor:

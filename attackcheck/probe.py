@@ -47,6 +47,7 @@ class Kind(Enum):
     SET = "a set of pixels changed class on less than its joint budget"
     LIPSCHITZ = "the logits moved further than the Lipschitz constant permits"
     METRIC = "a measure of the data set fell below its certified worst case"
+    RATE = "more pixels changed class inside their radius than its confidence permits"
     GADGET = "on a network with known distances the certifier's radius is beyond the distance"
 
 
@@ -139,8 +140,8 @@ class Probe:
             flip_distance=torch.full_like(radius, math.inf),
             flipped_by=torch.full(radius.shape, -1, dtype=torch.int64, device=device),
             slots=_empty(image, none, none, 0),
-            # a metric is no single point, and gadgets are other networks
-            witnesses={kind: self._nobody() for kind in Kind if kind not in (Kind.METRIC, Kind.GADGET)},
+            # metrics and rates are no single point, and gadgets are other networks
+            witnesses={kind: self._nobody() for kind in Kind if kind not in (Kind.METRIC, Kind.RATE, Kind.GADGET)},
         )
 
     def _nobody(self) -> Witnesses:

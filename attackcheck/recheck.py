@@ -29,6 +29,7 @@ class Verdict(Enum):
     """What a proposal came to; the value is the sentence that is shown."""
 
     VIOLATED = "the claim is broken: float64 confirms it beyond every rounding error"
+    COUNTED = "flipped inside a radius that holds with a probability only: the rate is compared with it"
     ROUNDING = "float64 confirms the flip, but by no more than the rounding of the certificate itself"
     DEPLOYED_ONLY = "the model as deployed flips inside the radius, the real-number function does not"
     UNDECIDED = "a gap between two classes is within the float64 error: a tie decides nothing"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from attackcheck.confidence import RateTest
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
@@ -31,7 +32,8 @@ class Violation:
     ``radius`` is what the claim says the perturbation must at least measure, ``distance`` what it measures.
     ``pixel`` is the (worst) pixel, None for SET and LIPSCHITZ; ``pixels`` counts all that the point breaks. A METRIC is
     about the whole data set (``image`` -1, ``pixels`` counts the images): ``radius`` is what the ``statement`` claims
-    at least, ``distance`` what is left (of a rate that rises: the complement of both).
+    at least, ``distance`` what is left (of a rate that rises: the complement of both). A RATE is about all attacked
+    pixels: ``radius`` is the share of them (or of images) that broke, ``distance`` the share that the claim permits.
     """
 
     kind: Kind
@@ -155,6 +157,7 @@ class Report:
     stopped: str | None = None
     failed: bool = False  # whether an error stopped it
     audit: AuditReport | None = None  # of the weights, where one was made
+    rate: RateTest | None = None  # of radii that hold with a probability
     numbers: tuple[int, ...] = ()  # of the images that the maps belong to
     shard: tuple[int, int] | None = None  # which part of the work this was, None: all
     warnings: tuple[tuple[str, str], ...] = ()  # code and message
@@ -221,6 +224,7 @@ class Report:
             "attacked_pixels": self.attacked_count,
             "sound": self.sound,
             "audit": None if self.audit is None else self.audit.to_dict(),
+            "rate": None if self.rate is None else self.rate.to_dict(),
             "counts": {
                 "pixels": dict(self.counts),
                 "unchecked": dict(self.unchecked),

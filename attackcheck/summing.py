@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attackcheck.confidence import Confidence, RateTest, rate_test
 from attackcheck.lipschitz.findings import AuditReport
+from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
-from attackcheck.report import Report
+from attackcheck.report import Report, Violation
 from attackcheck.tally import Tally
 
 __all__ = ["Header", "sum_up"]
@@ -43,12 +45,14 @@ def sum_up(
     tally = Tally(header.ignore)
     for number in sorted(tallies):
         tally.extend(tallies[number])
+    rate = _rate(header, tally)
+    broken = [] if rate is None or not rate.refuted else [_broken(header, rate)]
     return Report(
         subject=header.subject,
         plan=header.plan,
         seed=header.seed,
         tolerance=header.tolerance,
-        findings=tuple(sorted(tally.findings, key=lambda f: (f.verdict is not Verdict.VIOLATED, -f.ratio))),
+        findings=tuple(sorted([*tally.findings, *broken], key=lambda f: (f.verdict is not Verdict.VIOLATED, -f.ratio))),
         radii=tally.radii,
         flip_distances=tally.flip_distances,
         attacked_pixels=tally.attacked,
@@ -67,4 +71,29 @@ def sum_up(
         numbers=tuple(number for number in sorted(tallies) if tallies[number].radii),
         shard=header.shard,
         warnings=tuple(tally.warnings),
+        rate=rate,
+    )
+
+
+def _rate(header: Header, tally: Tally) -> RateTest | None:
+    """Radii that hold with a probability are broken by a rate of violations, not by one."""
+    claim = header.subject.get("claim")
+    told = claim.get("confidence") if isinstance(claim, Mapping) else None
+    return None if not isinstance(told, Mapping) else rate_test(Confidence(**told), tally.rates)
+
+
+def _broken(header: Header, rate: RateTest) -> Violation:
+    return Violation(
+        kind=Kind.RATE,
+        verdict=Verdict.VIOLATED,
+        image=-1,
+        image_name=str(header.subject.get("data", "")),
+        pixel=None,
+        pixels=rate.broken,
+        predicted=-1,
+        target=-1,
+        radius=rate.rate,
+        distance=rate.permitted,
+        attack="all",
+        statement=rate.sentence(),
     )

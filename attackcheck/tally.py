@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attackcheck.confidence import Attacked
 from attackcheck.probe import Cost, Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import (
@@ -95,6 +96,7 @@ class Tally:
         self.unchecked: Counter[str] = Counter()
         self._ratios: dict[Kind, float] = {}
         self._expansions: dict[str, float] = {}
+        self.rates: list[Attacked] = []  # of claims with a confidence
         self.unsaved = 0  # counterexamples that could not be written
         self.warnings: list[tuple[str, str]] = []  # code and message
         self._pixels: list[AttackedPixels] = []
@@ -122,6 +124,7 @@ class Tally:
         self.verdicts.update(other.verdicts)
         self.unchecked.update(other.unchecked)
         self.unsaved += other.unsaved
+        self.rates += other.rates
         self.warnings += other.warnings
         self._pixels += other._pixels
         for name, spent in other._spent.items():

@@ -5,13 +5,14 @@ A checkpoint is a dictionary of plain values and tensors, `{"format": "attackche
 """
 
 import hashlib
+import importlib
 import io
 import json
 import math
 import os
-import re
-import zipfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attackcheck.errors import InputError, in_one_line
+from attackcheck.errors import InputError, in_one_line, printable
 
+from .archives import Archive, is_archive, is_safetensors, read_file
 from .constants import Constants
 from .isounet import IsoUNetConfig
 from .networks import FAMILIES, Config, Network, build, describe
+from .pickles import harmless, imports_of, never_permitted
 
-__all__ = ["Loaded", "load_checkpoint", "load_state", "save_atomically", "save_checkpoint"]
+__all__ = ["Loaded", "load_checkpoint", "load_module", "load_state", "save_atomically", "save_checkpoint"]
 
 FORMAT, VERSION = "attackcheck", 1
 _OWN = "give the network as --model FILE.py:NAME"
@@ -65,19 +68,34 @@ def save_checkpoint(
     save_atomically(content, Path(path))
 
 
-def load_checkpoint(path: str | Path) -> Loaded:
-    """Reads a checkpoint onto the CPU. Raises InputError, with one sentence, for whatever is wrong with the file."""
-    data = _bytes(path)
+def load_checkpoint(path: str | Path, *, allowed: Sequence[str] = ()) -> Loaded:
+    """Reads a checkpoint onto the CPU; `allowed` are globals that it may import, each spelled out by the user.
+
+    Raises InputError, with one sentence, for whatever is wrong with the file.
+    """
+    data = read_file(path)
     try:
-        return _read(data, path)
+        return _read(data, path, allowed)
     except InputError:
         raise
     except Exception as error:  # whatever numbers and tensors of a stranger's making make torch raise
         raise InputError(f"expected an attackcheck checkpoint in {path}, got {in_one_line(error)}") from error
 
 
-def _read(data: bytes, path: str | Path) -> Loaded:
-    content = _unpickle(data, path)
+def load_module(path: str | Path, *, allowed: Sequence[str]) -> tuple[nn.Module, str] | None:
+    """A whole module that was saved with torch.save, and the file's SHA-256; None if the file holds something else.
+
+    Raises InputError unless every global that it imports is allowed.
+    """
+    data = read_file(path)
+    content = _unpickle(data, path, allowed)
+    if not isinstance(content, nn.Module):
+        return None
+    return content.eval(), hashlib.sha256(data).hexdigest()
+
+
+def _read(data: bytes, path: str | Path, allowed: Sequence[str]) -> Loaded:
+    content = _unpickle(data, path, allowed)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         if isinstance(content, nn.Module) or _tensors(content):
             raise InputError(f"expected an attackcheck checkpoint in {path}, got a bare state_dict; {_OWN} as well")
@@ -99,65 +117,65 @@ def _read(data: bytes, path: str | Path) -> Loaded:
     return Loaded(model, joint, pixel, card, hashlib.sha256(data).hexdigest())
 
 
-def load_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def load_state(path: str | Path, *, allowed: Sequence[str] = ()) -> tuple[dict[str, Tensor], str]:
     """A state_dict (.pt, .pth, .safetensors; bare, or under "state_dict" or "model") and the file's SHA-256.
+
+    Args:
+        path: the file.
+        allowed: dotted names of globals that the file may import, each spelled out by the user.
 
     Raises InputError when the file is missing, unreadable, would run code, or holds anything but finite tensors.
     """
-    data = _bytes(path)
-    if Path(path).suffix == ".safetensors":
-        try:
-            from safetensors.torch import load
-        except ImportError as error:
-            raise InputError("safetensors is not installed: pip install safetensors") from error
-        try:
-            content: object = load(data)
-        except Exception as error:
-            raise InputError(f"expected a safetensors file, got {path}, which cannot be read: {error}") from error
+    data = read_file(path)
+    if Path(path).suffix == ".safetensors" or is_safetensors(data):
+        content: object = _safetensors(data, path)
     else:
-        content = _unpickle(data, path)
-    for name in ("state_dict", "model"):
+        content = _unpickle(data, path, allowed)
+    for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
+    if isinstance(content, nn.Module):
+        content = dict(content.state_dict())
     if not isinstance(content, dict) or not _tensors(content):
         raise InputError(f"expected a state_dict of tensors in {path}, got {_kind(content)}")
     _check_numbers(content, len(data), path)
     return content, hashlib.sha256(data).hexdigest()
 
 
-def _bytes(path: str | Path) -> bytes:
+def _safetensors(data: bytes, path: str | Path) -> dict[str, Tensor]:
     try:
-        # A pipe or a device would be read for ever.
-        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
-            raise InputError(f"expected a checkpoint file, got {path}, which is not a regular file")
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"expected a checkpoint file, but there is no {path}") from error
-    except IsADirectoryError as error:
-        raise InputError(f"expected a checkpoint file, got the directory {path}") from error
-    except (OSError, MemoryError, ValueError) as error:
-        raise InputError(f"expected a checkpoint file, but {path!r} cannot be read: {in_one_line(error)}") from error
-    if not data:
-        raise InputError(f"expected a checkpoint file, got the empty file {path}")
-    return data
-
-
-def _unpickle(data: bytes, path: str | Path) -> object:
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            raise InputError(f"expected a checkpoint, got {path}, which is truncated or no torch file") from error
-        if unpacked > 2 * len(data) + (1 << 16):
-            raise InputError(f"expected a checkpoint as torch writes it, got {path}, which unpacks to {unpacked} bytes")
+        from safetensors.torch import load
+    except ImportError as error:
+        raise InputError("safetensors is not installed: pip install safetensors") from error
     try:
-        content: object = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        state: dict[str, Tensor] = load(data)
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"global:? (\S+\.\S+)", str(error))
-        if refused:
+        raise InputError(
+            f"expected a safetensors file, got {path}, which cannot be read: {in_one_line(error)}"
+        ) from error
+    return state
+
+
+def _unpickle(data: bytes, path: str | Path, allowed: Sequence[str] = ()) -> object:
+    """The content of a torch file, read with torch's own restricted unpickler.
+
+    Raises InputError, which lists the globals that any other way of loading would import, for all but plain content.
+    """
+    archive = Archive(data, path) if is_archive(data) else None
+    try:
+        with _permitted(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says of odd protocols what is said below
+            content: object = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except InputError:
+        raise
+    except Exception as error:
+        names = [name for name in _imports(data, archive) if not harmless(name) and name not in allowed]
+        if names:
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            possible = not any(map(never_permitted, names))
+            hint = f", or permit what you trust with --allow-global {printable(names[0])}" if possible else ""
             raise InputError(
-                f"refused {path}: loading it would run code ({refused[1].rstrip('.,')}); {_OWN} and give a state_dict"
+                f"refused {path}: loading it would run code ({printable(listed)}); {_OWN} and give a state_dict{hint}"
             ) from error
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise InputError(f"refused {path}: it holds more than tensors, loading it could run code") from error
@@ -165,6 +183,30 @@ def _unpickle(data: bytes, path: str | Path) -> object:
             f"expected a checkpoint, got {path}, which is truncated or no torch file ({type(error).__name__})"
         ) from error
     return content
+
+
+def _imports(data: bytes, archive: Archive | None) -> tuple[str, ...]:
+    try:
+        return imports_of(data if archive is None else archive["data.pkl"])
+    except (InputError, KeyError):
+        return ()
+
+
+@contextmanager
+def _permitted(names: Sequence[str]) -> Iterator[None]:
+    """Let torch's unpickler import these globals, which the user has named one by one."""
+    found: list[Any] = []
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if not module or never_permitted(name):
+            raise InputError(f"refused --allow-global {name!r}: that runs programs, whatever is in the file")
+        try:
+            # Under the name in the file, which need not be the one that the object gives itself.
+            found.append((getattr(importlib.import_module(module), attribute), name))
+        except (Exception, SystemExit) as error:
+            raise InputError(f"expected --allow-global MODULE.NAME, {name!r} fails: {in_one_line(error)}") from error
+    with torch.serialization.safe_globals(found):
+        yield
 
 
 def _kind(value: object) -> str:

@@ -2,13 +2,12 @@
 
 import re
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attackcheck.errors import InputError
+from attackcheck.errors import InputError, in_one_line
 
 from . import layouts, scenes
 from .pictures import Array, Dataset, Sample, sample
@@ -131,10 +130,10 @@ def _arrays(file: Path, name: str) -> Dataset:
                 )
             images = _member(file, archive, "images")
             labels = _member(file, archive, "labels") if "labels.npy" in entries else None
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"expected an .npz file, got {file}, which cannot be read: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a broken header makes numpy, ast, tokenize or zipfile raise
+        raise InputError(f"expected an .npz file, got {file}, which cannot be read: {in_one_line(error)}") from error
     if len(images.shape) != 4 or 0 in images.shape:
         raise InputError(f"expected images of shape (N, C, H, W) in {file}, got {images.shape}")
     if labels is not None and labels.shape != (images.shape[0], *images.shape[2:]):
@@ -143,7 +142,11 @@ def _arrays(file: Path, name: str) -> Dataset:
     def read(index: int) -> Sample:
         try:
             return sample(f"{file.stem}-{index}", images.row(index), None if labels is None else labels.row(index))
-        except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-            raise InputError(f"expected an .npz file, got {file}, which cannot be read: {error}") from error
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"expected an .npz file, got {file}, which cannot be read: {in_one_line(error)}"
+            ) from error
 
     return Dataset(name, None, images.shape[0], read)

@@ -7,10 +7,12 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from attackcheck.commands.sources import add_source_arguments, load_subject
+from attackcheck.commands.sources import CHECKPOINT, add_source_arguments, load_subject
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from attackcheck.subject import Subject
 
 __all__ = ["add_arguments"]
@@ -25,9 +27,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         "compares it with the claim. Exit code: 0 proved or undecided, 1 refuted (the claim, or a constant that it "
         "counts a layer with), 2 could not check, 130 interrupted.",
     )
-    parser.add_argument(
-        "checkpoint", nargs="?", help="checkpoint, state_dict (with --model) or factory; none: the one that ships"
-    )
+    parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     add_source_arguments(parser)
     parser.add_argument(
         "--input-shape",
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from attackcheck.reporters.json import checked_target, write_json
 
     target = None if arguments.json is None else checked_target(arguments.json)
-    subject = load_subject(arguments)
+    subject = load_subject(arguments, lambda: _image(arguments, shape))
     images = None
     shape = shape or _trained_on(subject)
     if arguments.data is not None or shape is None:
@@ -66,6 +66,18 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(target, report.to_dict() | {"subject": {**subject.meta, "device": arguments.device}})
     return report.exit_code()
+
+
+def _image(arguments: argparse.Namespace, shape: tuple[int, ...] | None) -> Tensor:
+    """Any image that the model takes, to see what it returns."""
+    import torch
+
+    from attackcheck.models.datasets import load_data
+
+    if arguments.data is None and shape is not None:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    image: Tensor = load_data(arguments.data)[0].image
+    return image
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

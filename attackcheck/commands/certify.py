@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attackcheck.commands.sources import First, add_source_arguments, load_subject, replay_options
+from attackcheck.commands.sources import (
+    CHECKPOINT,
+    First,
+    add_source_arguments,
+    load_subject,
+    metrics_of,
+    replay_options,
+)
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,9 +41,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         "by at most eps, and attacks what was certified. Exit code: 0 no certified value was beaten, 1 at least one "
         "was, 2 could not check, 130 interrupted.",
     )
-    parser.add_argument(
-        "checkpoint", nargs="?", help="checkpoint, state_dict (with --model) or factory; none: the one that ships"
-    )
+    parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     add_source_arguments(parser)
     parser.add_argument(
         "--data",
@@ -82,10 +87,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from attackcheck.reporters.certification import CertificationReporter, csv_text
     from attackcheck.reporters.json import write_whole
 
-    subject = load_subject(arguments)
     data: Images = load_data(arguments.data)
     if arguments.images is not None:
         data = First(data, arguments.images)
+    subject = load_subject(arguments, lambda: data[0].image)
     reporter = CertificationReporter(
         ["attackcheck", "replay", *replay_options(arguments)], quiet=arguments.quiet, tables=arguments.json != "-"
     )
@@ -160,7 +165,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     import torch
 
     from attackcheck.certifier import ATTACKS, EPSILONS, Plan
-    from attackcheck.metrics import read_metrics
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -168,7 +172,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         epsilons=EPSILONS if arguments.eps is None else _epsilons(arguments.eps),
         attacks=() if arguments.no_attack else attacks,
-        metrics=() if arguments.metric is None else read_metrics(arguments.metric),
+        metrics=metrics_of(arguments),
         seed=arguments.seed,
         device=arguments.device,
         box=(0.0, 1.0) if arguments.box else None,

@@ -1,4 +1,4 @@
-"""`attackcheck inspect`: one image or pixel of a run, in the terminal."""
+"""`attackcheck inspect`: one image or pixel of a run, or what is in a file, in the terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from attackcheck.commands.inside import is_file_of_weights, show_file
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,17 +21,26 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     """Register the command."""
     parser = subparsers.add_parser(
         "inspect",
-        help="look at one image or pixel of a run",
+        help="look at one image or pixel of a run, or into a file without running any of it",
         description="Shows images of a run folder in the terminal: a map of tightness and the tightest pixels, "
-        "or everything that is known of one pixel. Exit code: 0 shown, 2 not.",
+        "or everything that is known of one pixel. Of a file of weights it shows the format, tensors, claim and card, "
+        "what a program calls, and what a pickle would import; nothing of it is run. Exit code: 0 shown, 2 not.",
     )
-    parser.add_argument("folder", metavar="DIR", help="a run folder")
+    parser.add_argument(
+        "folder",
+        metavar="DIR|FILE",
+        help="a run folder; or a checkpoint, program, .npz, directory with safetensors, zoo:NAME",
+    )
     parser.add_argument("--image", type=int, metavar="N", help="number of the image; none: a list of all")
     parser.add_argument("--pixel", metavar="ROW,COLUMN", help="a pixel of this image")
+    parser.add_argument("--all", action="store_true", help="of a file: all tensors, not the largest")
+    parser.add_argument("--json", metavar="FILE|-", help="of a file: write everything as JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.image is None and arguments.pixel is None and is_file_of_weights(arguments.folder):
+        return show_file(arguments.folder, json=arguments.json, every=arguments.all)
     pixel = None
     if arguments.pixel is not None:
         found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", arguments.pixel)

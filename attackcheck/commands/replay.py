@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attackcheck.commands.sources import add_source_arguments, check_device
+from attackcheck.commands.sources import add_source_arguments, check_device, file_options, tell_notices
 from attackcheck.errors import InputError, in_one_line, printable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _replay_metric(arguments)
     example = load_counterexample(Path(arguments.file))
     recorded = example.subject
-    given = arguments.lipschitz is not None or arguments.radii is not None
+    given = any(value is not None for value in (arguments.lipschitz, arguments.radii, arguments.claim))
     if arguments.scope is not None and not given:
         raise InputError("expected --lipschitz beside --scope: a scope alone says nothing")
     if example.kind is Kind.GADGET:
@@ -54,8 +54,13 @@ def _run(arguments: argparse.Namespace) -> int:
         lipschitz=arguments.lipschitz if given else 1.0,
         scope=arguments.scope,
         radii=arguments.radii,
+        claim=arguments.claim,
+        class_pair=arguments.class_pair,
         code=arguments.checkpoint is not None,
+        image=example.clean,
+        **file_options(arguments),
     )
+    tell_notices(subject)
     result = replay(example, subject.model, subject.claim if given else None, device=arguments.device)
     return _show(example, subject.meta, result)
 
@@ -122,6 +127,8 @@ def _replay_metric(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         lipschitz=1.0,
         code=arguments.checkpoint is not None,
+        image=example.clean[0],
+        **file_options(arguments),
     )
     outcome, now = replay_metric(example, subject.model, device=arguments.device)
     out = plain_console(sys.stdout)

@@ -11,7 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attackcheck.commands.sources import First, add_source_arguments, load_subject, replay_options
+from attackcheck.commands.sources import (
+    CHECKPOINT,
+    First,
+    add_source_arguments,
+    load_subject,
+    metrics_of,
+    replay_options,
+)
 from attackcheck.errors import CannotWrite, InputError, printable
 
 if TYPE_CHECKING:
@@ -34,9 +41,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         description="Attacks a model and judges every flip against the certificate. Exit code: 0 no violation found, "
         "1 at least one violation, 2 could not check, 130 interrupted.",
     )
-    parser.add_argument(
-        "checkpoint", nargs="?", help="checkpoint, state_dict (with --model) or factory; none: the one that ships"
-    )
+    parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     add_source_arguments(parser)
     parser.add_argument(
         "--data",
@@ -115,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
         written.append(JsonReporter(arguments.json))
     if arguments.junit is not None:
         written.append(JunitReporter(arguments.junit))
-    subject = load_subject(arguments)
+    subject = load_subject(arguments, lambda: data[0].image)
     if arguments.refined:
         subject = _refined(subject, data)
     replay = ["attackcheck", "replay", *replay_options(arguments)]
@@ -200,7 +205,6 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     import torch
 
     from attackcheck.attacks.plans import plan, plan_of_attacks
-    from attackcheck.metrics import read_metrics
     from attackcheck.models.datasets import load_data
     from attackcheck.regions import parse_region
     from attackcheck.selection import read_pixels
@@ -249,7 +253,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         crops=not arguments.no_crops,
         workers=workers,
         audit=not arguments.no_audit,
-        metrics=() if arguments.metric is None else read_metrics(arguments.metric),
+        metrics=metrics_of(arguments),
         shard=shard,
     )
     return settings, data

@@ -73,7 +73,8 @@ def limits(report: Report) -> list[str]:
 def remarks(report: Report) -> list[str]:
     """The limits, and what was not attacked."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.unchecked.items())
-    return [*limits(report), *([f"Not attacked: {reasons}."] if reasons else [])]
+    rate = [] if report.rate is None else [f"Rate: {report.rate.sentence()}."]
+    return [*limits(report), *rate, *([f"Not attacked: {reasons}."] if reasons else [])]
 
 
 def _up(value: float) -> str:

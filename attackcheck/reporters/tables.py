@@ -105,6 +105,8 @@ def violation_table(title: str, findings: Sequence[Violation], width: int) -> Ta
         where = counted(finding.pixels, "pixel") if finding.kind is Kind.SET else "map"
         if finding.kind is Kind.METRIC:
             where = counted(finding.pixels, "image")
+        if finding.kind is Kind.RATE:
+            where = counted(finding.pixels, "pixel")
         if finding.pixel is not None:
             where = "{}, {}".format(*finding.pixel)
         if finding.kind is Kind.GADGET:
@@ -113,7 +115,7 @@ def violation_table(title: str, findings: Sequence[Violation], width: int) -> Ta
             where += f" (+{finding.pixels - 1})"
         row: list[str | Text] = [
             finding.kind.name,
-            "all" if finding.kind is Kind.METRIC else str(finding.image),
+            "all" if finding.image < 0 else str(finding.image),
             where,
             "-" if finding.predicted < 0 else f"{finding.predicted} -> {finding.target}",
             short(finding.radius),
