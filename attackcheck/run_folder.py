@@ -127,8 +127,9 @@ class Run:
     def others(self) -> set[int]:
         """Numbers of the parts of this run beside images, whether done or not."""
         identity = self.description["identity"]
-        takes_model = identity["claim"]["kind"] == "radii" and identity["claim"]["L"] is not None
-        gadgets = {TRIAL} if takes_model and owns(self.header.shard, first=True) else set()
+        claim = identity["claim"]
+        tried = claim["kind"] == "radii" and claim["L"] is not None and claim.get("confidence") is None
+        gadgets = {TRIAL} if tried and owns(self.header.shard, first=True) else set()
         return gadgets | ({METRICS} if identity["metrics"] and owns(self.header.shard, first=False) else set())
 
     def events(self) -> Iterator[Event]:
