@@ -127,7 +127,8 @@ class Run:
     def others(self) -> set[int]:
         """Numbers of the parts of this run beside images, whether done or not."""
         identity = self.description["identity"]
-        takes_model = identity["claim"]["kind"] == "radii" and identity["claim"]["L"] is not None
+        claim = identity["claim"]
+        takes_model = claim["kind"] == "radii" and claim["L"] is not None and "confidence" not in claim
         gadgets = {TRIAL} if takes_model and owns(self.header.shard, first=True) else set()
         return gadgets | ({METRICS} if identity["metrics"] and owns(self.header.shard, first=False) else set())
 

@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def recorded_replay(run: Run) -> list[str]:
     """How a replay command starts, from the options that are recorded in a run."""
-    names = ("checkpoint", "model", "lipschitz", "scope", "radii", "device")
+    names = ("checkpoint", "model", "model_args", "lipschitz", "scope", "class_pair", "radii", "claim", "device")
     options = run.description["options"]
     given = {name: options.get(name) for name in names} | {"device": options.get("device", "cpu")}
     return ["attackcheck", "replay", *replay_options(argparse.Namespace(**given))]
