@@ -13,13 +13,11 @@ from importlib import metadata
 from attackcheck.commands import audit, certify, compare, inspect, merge, replay, report, selftest, train, verify
 from attackcheck.errors import InputError, in_one_line, printable
 
-__all__ = ["main"]
+__all__ = ["command_line", "main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 no violation, 1 violation, 2 could not check, 130 interrupted)."""
-    # Threads that spin while they wait can make two of them far slower than one on a machine with other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="attackcheck",
         description="Tries to break robustness certificates of segmentation networks, and proves what it broke.",
@@ -28,7 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (verify, audit, certify, replay, inspect, report, merge, compare, train, selftest):
         command.add_arguments(subparsers)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 no violation, 1 violation, 2 could not check, 130 interrupted)."""
+    # Threads that spin while they wait can make two of them far slower than one on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    parsed = command_line().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         # Schedulers end a job with SIGTERM: what was found is to be kept then, too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

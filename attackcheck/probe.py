@@ -272,7 +272,7 @@ class Probe:
         if place is None:
             self._record_flips(images, distance, flipped, lead, logits)
         elif len(place):
-            self._record_flips(images, distance, *(_at(x, place) for x in (flipped, lead, logits)), place)
+            self._record_flips(images, distance, _at(flipped, place), _at(lead, place), _at(logits, place), place)
 
     def _flipped_somewhere(self, flipped: Tensor) -> Tensor | None:
         """Indices of the pixels that are flipped in any row, ``(P,)``; None where looking at all of them is cheaper."""

@@ -3,6 +3,7 @@
 The commands of docs/ci.md and docs/cluster.md run in tests/runs, on less work.
 """
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -66,3 +67,12 @@ def test_every_page_is_in_the_site():
     site = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in PAGES if f": {page.name}\n" not in site] == []
     assert [name for name in re.findall(r"(\S+\.md)", site) if not (ROOT / "docs" / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["cli", "python"])
+def test_references_are_those_of_parser_and_docstrings(name):
+    spec = importlib.util.spec_from_file_location("references", ROOT / "docs" / "references.py")
+    references = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(references)
+    again = "write it again: python docs/references.py"
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == getattr(references, name)(), again

@@ -133,6 +133,7 @@ def _stages(name: str) -> tuple[Stage, ...]:
 def _ours() -> dict[str, tuple[Stage, ...]]:
     standard, thorough = _stages("standard"), _stages("thorough")
     return {
+        "cutting, 12 steps": (Stage("cutting", objective="region", options={"steps": 12, "refine": 3}),),
         f"{standard[0].attack} alone": standard[:1],
         "standard": standard,
         "thorough": thorough,
