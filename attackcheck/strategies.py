@@ -198,7 +198,7 @@ def networks(
     with torch.no_grad():
         square = torch.randn(classes, width, generator=generator, dtype=torch.float64)
         last.weight.copy_(orthonormal(square)[:, :, None, None])
-        last.bias.copy_(torch.randn(classes, generator=generator) * 0.1)
+        last.bias = nn.Parameter(torch.randn(classes, generator=generator) * 0.1)
     return Network(nn.Sequential(*parts, last).eval(), constant * FLOAT32, classes, largest)
 
 

@@ -130,10 +130,10 @@ def replay_options(arguments: argparse.Namespace) -> list[str]:
     """What a replay command needs beside the counterexample: model and claim as they were given."""
     options = [] if arguments.checkpoint is None else [arguments.checkpoint]
     for name in ("model", "model-args", "lipschitz", "scope", "class-pair", "radii", "claim"):
-        value = getattr(arguments, name.replace("-", "_"))
+        value = getattr(arguments, name.replace("-", "_"), None)
         if value is not None:
             options += [f"--{name}", f"{value}"]
-    for name in arguments.allow_global:
+    for name in getattr(arguments, "allow_global", None) or ():
         options += ["--allow-global", name]
     if arguments.device != "cpu":
         options += ["--device", arguments.device]
