@@ -38,7 +38,9 @@ OURS = {
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     "8 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 8, "refine": 3}),)),
     "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
-    "3 turns": Own("one ray", (Stage("linearised", options={"classes": 1, "search": 1, "iterations": 3, "refine": 2}),)),
+    "3 turns": Own(
+        "one ray", (Stage("linearised", options={"classes": 1, "search": 1, "iterations": 3, "refine": 2}),)
+    ),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
