@@ -71,7 +71,7 @@ def certificate(
     def check(model: Any, images: Any, claim: Any, **options: Any) -> Report:
         __tracebackhide__ = True
         folder = tmp_path / "counterexamples" if out is None else Path(out)
-        given = {"seed": attackcheck_seed, "plan": attackcheck_plan, "counterexamples": folder}
+        given: dict[str, Any] = {"seed": attackcheck_seed, "plan": attackcheck_plan, "counterexamples": folder}
         return assert_certificate_holds(model, images, claim, **(given | options))
 
     return check
