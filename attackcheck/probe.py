@@ -301,9 +301,11 @@ class Probe:
             seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
             seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
         else:
-            chosen = place[nearest[0] < seen.flip_distance.flatten()[place]]
-            seen.flip_distance.view(-1)[place] = torch.minimum(seen.flip_distance.view(-1)[place], nearest[0])
-            seen.flipped_by.view(-1)[chosen] = self._current
+            row, column = place // self._clean.shape[1], place % self._clean.shape[1]
+            before = seen.flip_distance[row, column]
+            closer = nearest[0] < before
+            seen.flip_distance[row, column] = torch.where(closer, nearest[0], before)
+            seen.flipped_by[row[closer], column[closer]] = self._current
         broken = torch.where(flipped, radius, 0.0).flatten(1).amax(dim=1)
         self._keep(seen.witnesses[Kind.PIXEL], broken / distance, distance, images)
         # A certifier that is a function of images may be costly: it is asked about the final points only.

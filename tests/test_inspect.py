@@ -62,7 +62,7 @@ def test_all_images_then_one_then_a_pixel(capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["nowhere"], "found no run.json"),
+        (["nowhere"], "there is no nowhere"),
         (["run", "--image", "7"], "expected an image of this run (0, 1), got 7"),
         (["run", "--pixel", "1,1"], "expected --image beside --pixel"),
         (["run", "--image", "0", "--pixel", "1"], "expected --pixel to be ROW,COLUMN"),

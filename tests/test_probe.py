@@ -45,6 +45,17 @@ def test_a_tie_is_no_flip():
     assert probe.evidence.flip_distance.item() == pytest.approx(0.25 * math.sqrt(2))
 
 
+def test_radii_of_any_memory_layout_and_few_or_many_flips_give_the_same(setting):
+    model, image, claim, logits, radius, points = setting
+    found = visited(setting, 40)
+    turned = visited((model, image, claim, logits, radius.mT.contiguous().mT, points), 1)
+    assert turned.flip_distance.equal(found.flip_distance)
+    assert turned.flip_distance.isfinite().sum() > 3
+    few = visited((model, image, claim, logits, radius.mT.contiguous().mT, image + 0.2 * (points - image)), 1)
+    flipped = few.flip_distance.isfinite()
+    assert 0 < flipped.sum() < flipped.numel()
+
+
 @pytest.mark.parametrize("batch", [1, 7, 40])
 def test_smallest_flip_distances_of_all_pixels(setting, batch):
     model, image, _, logits, _, points = setting

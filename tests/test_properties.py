@@ -116,7 +116,7 @@ def test_small_lipschitz_networks_with_a_quarter_of_their_constant_are_caught(se
 
 def test_the_assertion_names_the_violation_and_an_empty_check_fails():
     model = exact.orthonormal_rows(seed=1).float()
-    with pytest.raises(AssertionError, match=r"VIOLATED PIXEL image 0 pixel \(\d, \d\): radius"):
+    with pytest.raises(AssertionError, match=r"PIXEL +0 \d, \d .* VIOLATED"):
         assert_certificate_holds(model, pictures(0, 3, 3), ac.LipschitzClaim(0.5))
     with pytest.raises(AssertionError, match="no pixel was attacked"):
         assert_certificate_holds(model, pictures(0, 3, 3), ac.RadiusClaim(torch.zeros(1, 3, 3)))

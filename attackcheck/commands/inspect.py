@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attackcheck.commands.inside import is_file_of_weights, show_file
@@ -39,6 +40,8 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if not arguments.folder.startswith("zoo:") and not Path(arguments.folder).exists():
+        raise InputError(f"expected a run folder or a file, but there is no {arguments.folder}")
     if arguments.image is None and arguments.pixel is None and is_file_of_weights(arguments.folder):
         return show_file(arguments.folder, json=arguments.json, every=arguments.all)
     pixel = None
