@@ -47,6 +47,14 @@ def test_corrections_are_those_of_the_textbook(seed: int) -> None:
     assert np.array_equal(shown.numpy(), p <= alpha / m)
 
 
+def test_holm_stops_at_the_first_test_that_does_not_reject() -> None:
+    """The second p-value would pass its own level, which is never asked for."""
+    first, second = (float(stats.binomtest(k, 1000, 0.5, alternative="greater").pvalue) for k in (540, 539))
+    assert 0.01 / 2 < first < second < 0.01
+    assert not rejected(torch.tensor([540, 539]), 1000, 0.5, 0.01).any()
+    assert rejected(torch.tensor([560, 539]), 1000, 0.5, 0.01).all()
+
+
 @pytest.mark.parametrize("correction", ["holm", "bonferroni"])
 def test_no_more_than_alpha_of_the_images_have_a_wrong_pixel(correction: str) -> None:
     """At the worst, where every probability is tau itself."""

@@ -128,6 +128,22 @@ def test_radii_are_zero_at_ties_and_infinite_where_rows_are_equal() -> None:
     assert float(refine(model, (2, 1, 2)).radii(image[None]).min()) > 1e5
 
 
+def test_a_pair_that_changes_its_order_on_the_way_makes_the_margin_fall_faster() -> None:
+    """1 - max(a, 10 b) at a = 0, b = -0.5: along a it takes 1 to bring it to 0, along b no more than 0.6."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), MaxMin(), nn.Conv2d(2, 2, 1)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 10.0]])[:, :, None, None])
+        model[0].bias.zero_()
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]])[:, :, None, None])
+        model[2].bias.copy_(torch.tensor([1.0, 0.0]))
+    image = torch.tensor([0.0, -0.5]).double().reshape(1, 2, 1, 1)
+    order_changes = 5.0 / 101**0.5  # the gap over the rate at which it closes
+    expected = order_changes + (1.0 - order_changes) / 10.0
+    radius = float(refine(model, (2, 1, 1)).radii(image))
+    assert radius <= 0.6
+    assert radius == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["isounet-xs", "lipnet-xs"])
 def test_shipped_networks_gain(name: str) -> None:
     loaded = load_checkpoint(shipped(name))
