@@ -14,9 +14,7 @@ from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_r
 __all__ = ["lipschitz_pairs"]
 
 _NUMBERS, _CANDIDATES = 2**16, 2**14  # numbers in all candidates of an image; candidates at most
-_FAR = (
-    100.0  # how far candidates lie, in lengths of the longest pair: there a piecewise linear network is made of cones
-)
+_FAR = 100.0  # reach of candidates, in lengths of the longest pair: out there piecewise linear networks are cones
 _SHORT = 1e-3  # length of a candidate, relative to its distance
 _SCATTER = 3.0  # how far, in lengths of its pair, a start is thrown from the better one whose place it takes
 
