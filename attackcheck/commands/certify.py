@@ -159,7 +159,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         if target is not None and checked_target(target, f"--{option}") is None and option != "json":
             raise InputError(f"expected --{option} to name a file, got {target!r}")
     if arguments.plot is not None:
-        from attackcheck.reporters.curves import check_plot
+        from attackcheck.reporters.plots import check_plot
 
         check_plot(Path(arguments.plot))
     import torch

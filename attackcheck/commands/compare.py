@@ -31,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError("expected at least two runs to compare, got one")
     target = None if arguments.json is None else checked_target(arguments.json)
     if arguments.plot is not None:
-        from attackcheck.reporters.curves import check_plot
+        from attackcheck.reporters.plots import check_plot
 
         checked_target(arguments.plot, "--plot")
         check_plot(Path(arguments.plot))

@@ -100,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise InputError(f"expected --out in an existing folder, but there is no {out.parent}")
     if args.plot is not None:
-        from attackcheck.reporters.training import check_curves
+        from attackcheck.reporters.plots import check_plot
 
         if args.csv is None:
             raise InputError("expected --csv FILE beside --plot: curves are drawn from it")
-        check_curves(Path(args.plot))
+        check_plot(Path(args.plot))
     if args.preset is not None:
         from attackcheck.models.presets import PRESETS
 

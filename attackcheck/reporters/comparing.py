@@ -14,7 +14,7 @@ from rich.text import Text
 from attackcheck.comparison import Pairing
 from attackcheck.errors import InputError, printable
 from attackcheck.reporters.console import plain_console
-from attackcheck.reporters.curves import check_plot
+from attackcheck.reporters.plots import check_plot
 from attackcheck.reporters.tables import short
 
 __all__ = ["draw_comparison", "show_comparison"]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from attackcheck.certification_table import CertificationTable
 from attackcheck.errors import InputError
 from attackcheck.measures.names import Measure
+from attackcheck.reporters.plots import check_plot
 
-__all__ = ["check_plot", "draw"]
+__all__ = ["draw"]
 
 PANELS = (Measure.ACCURACY, Measure.MEAN_IOU, Measure.STABILITY, Measure.COMPONENTS)
-
-
-def check_plot(path: Path) -> None:
-    """Raise :class:`InputError` if this file cannot be drawn, before anything is computed."""
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"expected --plot to end in .png, .svg or .pdf, got {str(path)!r}")
-    if find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib, which is not installed: pip install 'attackcheck[plots]'")
 
 
 def draw(table: CertificationTable, path: Path) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attackcheck.errors import InputError
+from attackcheck.reporters.plots import check_plot
 
 if TYPE_CHECKING:
     from attackcheck.models.training import Progress
 
-__all__ = ["TrainingLog", "check_curves", "draw_training"]
+__all__ = ["TrainingLog", "draw_training"]
 
 RADII = (0.05, 0.1, 0.2)
 QUANTILES = (10, 25, 50, 75, 90)
@@ -70,21 +70,13 @@ def _read(path: Path) -> list[list[str]]:
     return rows
 
 
-def check_curves(path: Path) -> None:
-    """Raise :class:`InputError` if curves cannot be drawn here, before anything is computed."""
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"expected --plot to end in .png, .svg or .pdf, got {str(path)!r}")
-    if find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib, which is not installed: pip install 'attackcheck[plots]'")
-
-
 def draw_training(table: Path, path: Path) -> None:
     """Accuracy, mean IoU and certified accuracy over epochs, from the CSV file of a training.
 
     Raises:
         InputError: without matplotlib, or if a file cannot be used.
     """
-    check_curves(path)
+    check_plot(path)
     import matplotlib
 
     matplotlib.use("agg")

@@ -305,7 +305,7 @@ def test_bad_options_are_one_sentence(wrong: list[str], folder: Path, capsys: py
 
 def test_plots(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["certify", "net.py:true", "--data", "arrays:data.npz", "--eps", "0,0.4", "--steps", "2", "-q"]
-    monkeypatch.setattr("attackcheck.reporters.curves.find_spec", lambda _: None)
+    monkeypatch.setattr("attackcheck.reporters.plots.find_spec", lambda _: None)
     assert main([*options, "--plot", "out.png"]) == 2
     assert "attackcheck[plots]" in capsys.readouterr().err
     monkeypatch.undo()
