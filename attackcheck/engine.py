@@ -90,7 +90,7 @@ class _Run:
         self._violations = 0
         self._past = past
         self._done: set[int] = set()
-        self._numbers = share(len(data), settings.shard)
+        self._numbers = share(len(data), settings.shard) if settings.image is None else (settings.image,)
         self._seconds = 0.0  # that earlier runs took
         self._masked = False
         self._stop: str | None = None
@@ -160,7 +160,7 @@ class _Run:
             yield Audited(self._audit)
             return
         try:
-            self._audit = quick_audit(self._subject, self._data[0].image.shape, self._settings)
+            self._audit = quick_audit(self._subject, self._data[self._settings.image or 0].image.shape, self._settings)
         except (Exception, SystemExit) as error:
             # What is wrong with images or model is said when they are examined.
             if isinstance(error, InputError) and not getattr(self._subject.claim, "layers", None):
@@ -318,8 +318,10 @@ def _noted(events: Iterator[Event], tally: Tally) -> Generator[Event, None, None
 def selection_of(settings: Settings) -> str:
     """How pixels are chosen, for people."""
     pixels = settings.pixels
+    if settings.image is not None:
+        return f"image {settings.image} alone: {selection_of(replace(settings, image=None))}"
     if isinstance(pixels, np.ndarray):
-        return f"{len(pixels)} given pixels"
+        return f"{len(pixels)} given pixel{'' if len(pixels) == 1 else 's'}"
     how = HOW[settings.choose]
     if pixels == "all":
         return "all certified pixels" + (f", {how}" if settings.choose == "weakest" else "")

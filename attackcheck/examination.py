@@ -140,15 +140,16 @@ class Bench:
             expected, got = tuple(radius.shape[1:]), tuple(sample.labels.shape)
             raise InputError(f"expected labels of shape {expected} for {sample.name}, got {got}")
         warnings: list[Warned] = []
+        first = settings.image or 0
         if self._judge is None:
             reference = Reference(self._frozen, image[None])
             self._judge = Judge(self._model, reference, claim, tolerance=settings.tolerance, device=settings.device)
             found = preflight.warnings_of(self._model, image[None], logits, radius, reference.precision)
-            warnings = [Warned(code, message) for code, message in found] if index == 0 else []
-            if index == 0:
+            warnings = [Warned(code, message) for code, message in found] if index == first else []
+            if index == first:
                 said = preflight.check_frozen(self._given, self._frozen, image[None])
                 warnings += [Warned(code, message) for code, message in said]
-            if index == 0 and isinstance(claim, RadiusClaim) and claim.confidence is None:
+            if index == first and isinstance(claim, RadiusClaim) and claim.confidence is None:
                 said = metamorphic.warnings_of(claim, self._given, self._frozen, image[None], radius)
                 warnings += [Warned(code, message) for code, message in said]
         if sample.labels is not None and not claim.cheap:

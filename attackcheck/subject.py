@@ -88,6 +88,7 @@ class Settings:
         audit: look at the weights first.
         metrics: claims about the data set as a whole, attacked once the images are done.
         shard: ``(i, n)``, examine every n-th image from the i-th on, counted from 1; None: all.
+        image: examine this image alone, under its own number.
     """
 
     plan: Plan
@@ -109,3 +110,4 @@ class Settings:
     audit: bool = True
     metrics: tuple[MetricClaim, ...] = ()
     shard: tuple[int, int] | None = None
+    image: int | None = None

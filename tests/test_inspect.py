@@ -1,6 +1,7 @@
 """Looking at one image or pixel of a run in the terminal."""
 
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -53,8 +54,8 @@ def test_all_images_then_one_then_a_pixel(capsys):
     assert f"{radius / distance:.4f}" in out
     assert main(["inspect", "run", "--image", "0", "--pixel", f"{row},{column}"]) == 0
     out = capsys.readouterr().out
-    assert f"radius      {radius:.9g}" in out
-    assert f"distance    {distance:.9g}" in out
+    assert re.search(rf"radius +{radius:.9g}\n", out)
+    assert re.search(rf"distance +{distance:.9g}\n", out)
     assert "by linearised" in out
     assert "VIOLATED PIXEL" in out
 
@@ -72,6 +73,70 @@ def test_all_images_then_one_then_a_pixel(capsys):
 def test_what_cannot_be_shown_is_one_sentence(capsys, options, sentence):
     assert main(["inspect", *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+QUICK = ["--data", "arrays:images.npz", "--plan", "quick", "--threads", "1", "--no-audit"]
+
+
+def test_verify_examines_one_image_alone_as_it_does_among_all(capsys):
+    """Under its own number: seeds and radii given for each image depend on it."""
+    assert main(["verify", "nets.py:broken", *QUICK, "--pixels", "5", "--image", "1", "--json", "one.json"]) == 1
+    out = capsys.readouterr().out
+    assert "2 images; image 1 alone: 5 certified pixels" in out
+    assert out.rindex("image 1 (") > out.rindex("Replay them")
+    assert out.rindex("r/d: 0 .") > out.index("VIOLATED")
+    document = json.loads(Path("one.json").read_text())
+    assert document["numbers"] == [1]
+    among = [found for found in read_run("run").report.violations if found.image == 1]
+    assert [(v["kind"], v["radius"], v["distance"]) for v in document["violations"]] == [
+        (v.kind.name, v.radius, v.distance) for v in among
+    ]
+
+
+def test_verify_tells_the_story_of_one_pixel(capsys):
+    assert main(["verify", "nets.py:broken", *QUICK, "--image", "1", "--pixel", " 4,7"]) == 1
+    out = capsys.readouterr().out
+    assert "image 1 alone: 1 given pixel\n" in out
+    assert "1 attacked pixel" in out
+    story = out.partition("pixel 4, 7, and what is around it")[2]
+    assert re.search(r"r/d +1\.\d{6}\n", story)
+    assert re.search(r"by linearised +\d", story)
+    assert "VIOLATED PIXEL" in story
+    assert main(["verify", "nets.py:broken", *QUICK, "--image", "1", "--pixel", "4,7", "-q"]) == 1
+    assert "what is around it" not in capsys.readouterr().out
+
+
+def test_one_image_is_one_of_a_run_that_may_go_on(capsys):
+    options = ["verify", "nets.py:broken", *QUICK, "--pixels", "5", "--out", "grown"]
+    assert main([*options, "--image", "1"]) == 1
+    assert read_run("grown").numbers == [1]
+    assert main(options) == 1
+    assert "image 2/2: done before" in capsys.readouterr().err
+    assert read_run("grown").numbers == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--image", "2"], "expected --image from 0 to 1, got 2"),
+        (["--image", "-1"], "expected --image from 0 to 1, got -1"),
+        (["--pixel", "1,1"], "expected --image beside --pixel"),
+        (["--pixel", "64"], "expected --pixel to be ROW,COLUMN such as 12,34, got '64'"),
+        (["--image", "0", "--pixel", "9,0"], "expected a pixel inside 9x12, got row 9, column 0"),
+        (["--image", "0", "--shard", "1/2"], "expected --image or --shard, got both"),
+        (["--image", "0", "--pixel", "1,1", "--attack", "lipschitz"], "expected an attack on pixels in the plan"),
+        (["--image", "0", "--metric", "metric.toml"], "expected --image or claims about the whole data set"),
+    ],
+)
+def test_what_verify_cannot_look_at_is_one_sentence(capsys, options, sentence):
+    Path("metric.toml").write_text('[[metric]]\nmeasure = "accuracy"\neps = 0.1\nvalue = 0.9\n')
+    assert main(["verify", "nets.py:broken", *QUICK, *options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_image_and_images_are_two_options():
+    with pytest.raises(SystemExit):
+        main(["verify", "--imag", "1"])
 
 
 def drawn(tightness, width, rows, colours, mark=None):
@@ -114,7 +179,7 @@ def test_the_page_about_looking_at_a_run_tells_what_works(place, monkeypatch, ca
     for line in "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["attackcheck"]:
-            assert main([*words[1:], *(quick if words[1] == "verify" else [])]) == int(words[1] == "verify")
+            assert main([*words[1:], *(quick if words[1] == "verify" else [])]) == int(words[1] == "verify"), line
             ran += 1
-    assert ran == 6
+    assert ran == 8
     assert (tmp_path / "report.html").is_file()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attackcheck.commands.case import pixel_of
 from attackcheck.commands.inside import is_file_of_weights, show_file
 from attackcheck.errors import InputError
 
@@ -44,14 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError(f"expected a run folder or a file, but there is no {arguments.folder}")
     if arguments.image is None and arguments.pixel is None and is_file_of_weights(arguments.folder):
         return show_file(arguments.folder, json=arguments.json, every=arguments.all)
-    pixel = None
-    if arguments.pixel is not None:
-        found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", arguments.pixel)
-        if found is None:
-            raise InputError(f"expected --pixel to be ROW,COLUMN such as 12,34, got {arguments.pixel!r}")
-        pixel = int(found[1]), int(found[2])
-        if arguments.image is None:
-            raise InputError("expected --image beside --pixel: a pixel belongs to an image")
+    pixel = pixel_of(arguments)
     from attackcheck.reporters.console import plain_console
     from attackcheck.reporters.inspection import show_image, show_images, show_pixel
     from attackcheck.run_folder import read_run

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attackcheck.commands.case import add_case_arguments, only, pixel_of
 from attackcheck.commands.sources import (
     CHECKPOINT,
     First,
@@ -49,6 +50,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         help="scenes[:N], arrays:FILE.npz; folder:, cityscapes:, pets:, kvasir: or voc:DIR[:SPLIT][@HxW]; none: ours",
     )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
+    add_case_arguments(parser)
     parser.add_argument("--pixels", default="64", metavar="N|all|FILE", help="pixels per image (default: 64)")
     parser.add_argument(
         "--choose", choices=_CHOOSE, default=_CHOOSE[0], help="what they are drawn by (default: radius)"
@@ -120,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
         written.append(JsonReporter(arguments.json))
     if arguments.junit is not None:
         written.append(JunitReporter(arguments.junit))
-    subject = load_subject(arguments, lambda: data[0].image)
+    subject = load_subject(arguments, lambda: data[settings.image or 0].image)
     if arguments.refined:
         subject = _refined(subject, data)
     replay = ["attackcheck", "replay", *replay_options(arguments)]
@@ -137,6 +139,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 command=command_of(vars(arguments)),
             )
         )
+    if settings.image is not None and not arguments.quiet:
+        from attackcheck.reporters.inspection import CaseReporter
+
+        stream = sys.stderr if arguments.json == "-" else sys.stdout
+        written.append(CaseReporter(stream, settings.image, pixel_of(arguments), data.classes))
     if on_github():
         written.append(GithubReporter(replay, baseline, sys.stderr if arguments.json == "-" else None))
     report: Report | None = None
@@ -256,7 +263,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         metrics=metrics_of(arguments),
         shard=shard,
     )
-    return settings, data
+    return only(arguments, settings, data), data
 
 
 def _own_device(arguments: argparse.Namespace) -> str:

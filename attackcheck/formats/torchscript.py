@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from attackcheck.errors import InputError, in_one_line
+from attackcheck.formats.storages import check_storages
 from attackcheck.models.archives import Archive
 
 __all__ = ["load_torchscript"]
@@ -30,6 +31,7 @@ def load_torchscript(archive: Archive, path: Path) -> nn.Module:
     for name in archive:
         if name.startswith("code/") and name.endswith(".py"):
             _screen(archive[name].decode("utf-8", "replace"), path)
+    check_storages(archive, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

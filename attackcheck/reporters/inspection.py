@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -11,17 +11,51 @@ from rich.table import Table
 from rich.text import Text
 
 from attackcheck.errors import printable
+from attackcheck.events import Event, PartFinished, RunFinished
 from attackcheck.parts import Maps, Part
 from attackcheck.recheck import Verdict
+from attackcheck.reporters.console import plain_console
 from attackcheck.reporters.mosaic import legend, tightness_map
 from attackcheck.reporters.tables import counted, short
 
-__all__ = ["show_image", "show_images", "show_pixel"]
+__all__ = ["CaseReporter", "show_image", "show_images", "show_pixel"]
 
 Array = np.ndarray[Any, Any]
 WORST = 10
 AROUND = 24
 """Pixels shown on each side of one."""
+
+
+class CaseReporter:
+    """Consumes events, and shows one image, or one pixel of it, at the end of a run.
+
+    Args:
+        stream: where to.
+        image: its number.
+        pixel: row and column, None for the whole image.
+        classes: names of the classes, where they are known.
+    """
+
+    def __init__(
+        self, stream: TextIO | None, image: int, pixel: tuple[int, int] | None, classes: Sequence[str] | None
+    ) -> None:
+        self._stream, self._image, self._pixel, self._classes = stream, image, pixel, classes
+        self._part: Part | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Keep the image's part; show it after the last event."""
+        match event:
+            case PartFinished() if event.part.number == self._image:
+                self._part = event.part
+            case RunFinished() if self._part is not None and self._part.maps is not None:
+                out = plain_console(self._stream)
+                out.print()
+                if self._pixel is None:
+                    show_image(out, self._part, self._part.maps, self._classes)
+                else:
+                    show_pixel(out, self._part, self._part.maps, self._classes, self._pixel)
+            case _:
+                pass
 
 
 def show_images(out: Console, parts: Iterable[Part]) -> None:
@@ -85,8 +119,8 @@ def show_pixel(out: Console, part: Part, maps: Maps, classes: Sequence[str] | No
     """What is around a pixel, and all that is known of it."""
     row, column = pixel
     ratio, radius = _tightness(maps), maps.radius.numpy()
-    top, left = max(0, row - AROUND // 2), max(0, column - AROUND)
-    here = np.s_[top : row + AROUND // 2 + 1, left : column + AROUND + 1]
+    here = _around(ratio > 0, row, column)
+    top, left = here[0].start, here[1].start
     out.print(f"image {part.number} ({printable(part.name)}), pixel {row}, {column}, and what is around it")
     out.print(tightness_map(out, ratio[here], radius[here], AROUND + 1, (row - top, column - left)), end="")
     out.print(legend(out))
@@ -103,10 +137,10 @@ def show_pixel(out: Console, part: Part, maps: Maps, classes: Sequence[str] | No
         "verdict": _verdict(maps, row, column),
     }
     out.print()
-    for name, value in lines.items():
-        out.print(Text.assemble((f"{name:12}", "bold"), printable(str(value))))
-    for name, reached in _by_attack(part, pixel):
-        out.print(Text.assemble((f"{name:12}", "bold"), reached))
+    reached = dict(_by_attack(part, pixel))
+    wide = max(map(len, [*lines, *reached])) + 1
+    for name, value in [*lines.items(), *reached.items()]:
+        out.print(Text.assemble((f"{name:{wide}}", "bold"), printable(str(value))))
     for finding in part.tally.findings:
         if finding.pixel is not None and tuple(finding.pixel) == pixel:
             out.print(
@@ -116,6 +150,15 @@ def show_pixel(out: Console, part: Part, maps: Maps, classes: Sequence[str] | No
                     f"{short(finding.distance)}, by {printable(finding.attack)}",
                 )
             )
+
+
+def _around(known: Array, row: int, column: int) -> tuple[slice, slice]:
+    """What is near a pixel, without the edges of which nothing is known."""
+    top, left = max(0, row - AROUND // 2), max(0, column - AROUND)
+    near = known[top : row + AROUND // 2 + 1, left : column + AROUND + 1].copy()
+    near[row - top, column - left] = True
+    rows, columns = near.any(axis=1).nonzero()[0], near.any(axis=0).nonzero()[0]
+    return slice(top + rows[0], top + rows[-1] + 1), slice(left + columns[0], left + columns[-1] + 1)
 
 
 def _by_attack(part: Part, pixel: tuple[int, int]) -> Iterator[tuple[str, str]]:

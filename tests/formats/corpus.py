@@ -434,6 +434,31 @@ def scripts_that_do_more(folder):
 
 
 @case
+def scripts_with_weights_that_are_not_there(folder):
+    """Torch takes a script's word for how large its tensors are, and reads on."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Conv2d(3, 2, 1).eval()).save(str(folder / "g.ts"))
+    with zipfile.ZipFile(folder / "g.ts") as old:
+        members = {entry.filename.split("/", 1)[1]: old.read(entry) for entry in old.infolist()}
+    shape = b"K\x02K\x03K\x01K\x01t"
+    assert members["data.pkl"].count(shape) == 1
+    changes = [
+        {"data/0": b""},
+        {"data/0": b"1234"},
+        {"data.pkl": members["data.pkl"].replace(shape, b"K\x02K\x7fK\x01K\x01t")},
+        {"data.pkl": members["data.pkl"][:-20]},
+    ]
+    for number, change in enumerate(changes):
+        archive(folder / f"{number}.ts", *((f"x/{key}", value) for key, value in (members | change).items()))
+    return [verify(f"{number}.ts", "--lipschitz", "9") for number in range(len(changes))]
+
+
+@case
 def onnx_that_is_none(folder):
     (folder / "text.onnx").write_text("hello " * 100)
     (folder / "bytes.onnx").write_bytes(b"\x08\x09\x12\xff\xff\xff\xff\x0f")
