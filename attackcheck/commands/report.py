@@ -1,15 +1,19 @@
-"""`attackcheck report`: the HTML page of a run folder."""
+"""`attackcheck report`: the HTML page of a run folder, or its pixels as a table."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attackcheck.commands import verify
 from attackcheck.errors import InputError
+
+if TYPE_CHECKING:
+    from attackcheck.events import Event
+    from attackcheck.run_folder import Run
 
 __all__ = ["add_arguments", "command_of"]
 
@@ -18,36 +22,53 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     """Register the command."""
     parser = subparsers.add_parser(
         "report",
-        help="the HTML page of a run folder",
+        help="the HTML page of a run folder, or its pixels as a table",
         description="Writes one self-contained HTML page from what `verify --out` or `merge` left, also of a run that "
-        "is not finished. Exit code: 0 written, 2 not.",
+        "is not finished; with --parquet a table of its attacked pixels instead (both with --out as well). "
+        "Exit code: 0 written, 2 not.",
     )
     parser.add_argument("folder", metavar="DIR", help="a run folder")
     parser.add_argument("-o", "--out", metavar="FILE", help="the page (default: report.html in the folder)")
+    parser.add_argument("--parquet", metavar="FILE", help="write all attacked pixels as a table (extra `parquet`)")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.out == "":
         raise InputError("expected --out to name a file, got nothing")
-    from attackcheck.commands.merge import recorded_replay
-    from attackcheck.reporters.html import HtmlReporter
     from attackcheck.run_folder import read_run
 
     run = read_run(arguments.folder)
-    target = arguments.out or str(Path(arguments.folder) / "report.html")
+    if arguments.parquet is not None:
+        from attackcheck.reporters.parquet import ParquetReporter
+
+        with ParquetReporter(arguments.parquet) as table:
+            _tell(run, table)
+        print(arguments.parquet)
+    if arguments.out is not None or arguments.parquet is None:
+        target = arguments.out or str(Path(arguments.folder) / "report.html")
+        _tell(run, _page(run, target))
+        print(target)
+    return 0
+
+
+def _tell(run: Run, reporter: Callable[[Event], None]) -> None:
+    for event in run.events():
+        reporter(event)
+
+
+def _page(run: Run, target: str) -> Callable[[Event], None]:
+    from attackcheck.commands.merge import recorded_replay
+    from attackcheck.reporters.html import HtmlReporter
+
     replay = recorded_replay(run)
-    reporter = HtmlReporter(
+    return HtmlReporter(
         target,
         classes=run.header.classes,
         ignore=run.header.ignore,
         replay=(replay[:2], replay[2:]),
         command=command_of(run.description["options"]),
     )
-    for event in run.events():
-        reporter(event)
-    print(target)
-    return 0
 
 
 def command_of(options: Mapping[str, Any]) -> str | None:

@@ -92,6 +92,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--json", metavar="FILE|-", help="write the report as JSON")
     parser.add_argument("--junit", metavar="FILE", help="write JUnit XML, a test case for each image and attack")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page (extra `html`)")
+    parser.add_argument("--parquet", metavar="FILE", help="write all attacked pixels as a table (extra `parquet`)")
     parser.add_argument("--baseline", metavar="FILE", help="fail only on violations that this report or run has not")
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
@@ -149,6 +150,10 @@ def _run(arguments: argparse.Namespace) -> int:
     report: Report | None = None
     with ExitStack() as stack:
         past: RunFolder | None = None
+        if arguments.parquet is not None:
+            from attackcheck.reporters.parquet import ParquetReporter
+
+            written.append(stack.enter_context(ParquetReporter(arguments.parquet)))
         if arguments.out is not None:
             past = stack.enter_context(_folder(arguments, subject, data, settings))
             settings = replace(settings, counterexamples=past.counterexamples)

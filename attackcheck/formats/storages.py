@@ -50,7 +50,7 @@ class _Anything:
     extend = append
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]  # in Python: its memo grows by what is put there
+class _Reader(pickle._Unpickler):  # in Python: its memo grows by what is put there
     def __init__(self, content: bytes, archive: Archive, folder: str) -> None:
         super().__init__(io.BytesIO(content))
         self._archive, self._folder = archive, folder

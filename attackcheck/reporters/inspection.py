@@ -157,7 +157,7 @@ def _around(known: Array, row: int, column: int) -> tuple[slice, slice]:
     top, left = max(0, row - AROUND // 2), max(0, column - AROUND)
     near = known[top : row + AROUND // 2 + 1, left : column + AROUND + 1].copy()
     near[row - top, column - left] = True
-    rows, columns = near.any(axis=1).nonzero()[0], near.any(axis=0).nonzero()[0]
+    rows, columns = (np.nonzero(near.any(axis=axis))[0] for axis in (1, 0))
     return slice(top + rows[0], top + rows[-1] + 1), slice(left + columns[0], left + columns[-1] + 1)
 
 
