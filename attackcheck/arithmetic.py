@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attackcheck.memory import ran_out
+
 __all__ = ["Reference", "exact_arithmetic", "exact_distance", "frozen", "guarded", "inexact"]
 
 Model = Callable[[Tensor], Tensor]
@@ -175,7 +177,9 @@ class Reference:
                 self._model(sample.detach().cpu().double())
             self.precision = watched.coarsest
             return
-        except (RuntimeError, TypeError, ValueError):
+        except (RuntimeError, TypeError, ValueError) as error:
+            if ran_out(error):
+                raise  # that it did not fit does not mean that it does not run
             self._dtype, self._device, self._model = sample.dtype, sample.device, model
         with torch.no_grad(), _Watched(sample.dtype) as watched:
             self._model(sample.detach().clone())
@@ -197,15 +201,22 @@ class Reference:
         Returns:
             ``(K,)`` float64, of each class's logit anywhere on the map, and the bound of the norm of the whole map.
         """
-        differences = []
+        largest, norms = torch.zeros(logits.shape[1], dtype=logits.dtype), []
         for seed in range(2):
             with _Disturbed(seed):
-                differences.append((self(image) - logits)[0])
+                difference = self(image)[0] - logits[0]  # one map at a time: full-size images have large ones
+            norms.append(float(difference.norm()))
+            largest = torch.maximum(largest, difference.abs_().flatten(1).amax(dim=1))
+            del difference
         unit = torch.finfo(torch.float64).eps
-        largest = torch.stack([difference.abs().flatten(1).amax(dim=1) for difference in differences]).amax(dim=0)
-        floor = 4.0 * unit * logits[0].abs().flatten(1).amax(dim=1)
-        norm = max(float(difference.norm()) for difference in differences)
-        return SAFETY * largest + floor, SAFETY * norm + 8.0 * unit * float(logits.norm())
+        floor = 4.0 * unit * _largest(logits[0])
+        return SAFETY * largest + floor, SAFETY * max(norms) + 8.0 * unit * float(logits.norm())
+
+
+def _largest(maps: Tensor) -> Tensor:
+    """Largest magnitude of each map (K, H, W), without a copy of them."""
+    flat = maps.flatten(1)
+    return torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))
 
 
 def _first(args: Any) -> Tensor | None:
@@ -263,7 +274,7 @@ class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _EXACT and not narrowed:
             return result
         noise = torch.rand(value.shape, generator=self._generator, dtype=torch.float64).mul_(2).sub_(1).mul_(unit)
-        moved = (value.double() * (1.0 + noise.to(value.device))).to(value.dtype)
+        moved = noise.add_(1.0).to(value.device).mul_(value.double()).to(value.dtype)
         if name.endswith("_"):
             value.copy_(moved)
             return result

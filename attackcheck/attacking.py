@@ -18,6 +18,7 @@ from attackcheck.attacks.plans import Stage
 from attackcheck.claims import Claim
 from attackcheck.crop_probe import CropProbe
 from attackcheck.crops import Crops
+from attackcheck.memory import Room
 from attackcheck.parts import Example
 from attackcheck.probe import Kind, Probe
 from attackcheck.recheck import Scene, Verdict
@@ -27,13 +28,13 @@ from attackcheck.selection import seed_of
 from attackcheck.subject import Model, Settings
 from attackcheck.tally import Tally
 
-__all__ = ["BLIND", "Attacker", "ImageWork", "Unit"]
+__all__ = ["BLIND", "Attacker", "ImageWork", "Unit", "usual_rows"]
 
 SLOT_BYTES = 2**28
 """Memory for the closest points of the pixels under attack; more pixels are attacked in groups."""
 
 ROW_PIXELS = {"cpu": 2**17, "cuda": 2**22}
-"""Image pixels per attack call when the batch size is not given."""
+"""Image pixels per attack call when the batch size is not given; beyond them, memory is measured."""
 
 CROP_ROWS = 256
 """Crops per attack call at most, unless more fit into ROW_PIXELS; all together are never more than one image."""
@@ -85,13 +86,15 @@ class Attacker:
         claim: asked for a region's joint distance.
         settings: seed, target, box, plan, batch.
         tally: receives results of regions and of fixed budgets.
+        room: knows how many rows fit into memory; that of earlier images, if there were any.
     """
 
-    def __init__(self, model: Model, claim: Claim, settings: Settings, tally: Tally) -> None:
+    def __init__(self, model: Model, claim: Claim, settings: Settings, tally: Tally, room: Room | None = None) -> None:
         self._model = model
         self._claim = claim
         self._settings = settings
         self._tally = tally
+        self.room = Room(settings.device) if room is None else room
 
     def units(self, work: ImageWork) -> Iterator[Unit]:
         """All units of an image: sets first, while the first group of pixels is aimed at, then :meth:`pixel_units`."""
@@ -137,21 +140,12 @@ class Attacker:
 
     def rows(self, work: ImageWork) -> int:
         """Rows per attack call on pixels."""
-        if self._settings.batch is not None:
-            return self._settings.batch
-        image = work.image.shape[1] * work.image.shape[2]
-        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
-        if work.crops is None:
-            return max(1, usual // image)
-        crop = work.crops.windows.height * work.crops.windows.width
-        return max(1, usual // crop, min(CROP_ROWS, image // crop))
+        crop = None if work.crops is None else self.place(work)
+        return usual_rows(self._settings, (work.image.shape[1], work.image.shape[2]), crop)
 
     def groups(self, work: ImageWork, pixels: Tensor) -> Sequence[Tensor]:
         """Pixels ``(M, 2)`` in groups that fit the memory for closest points."""
-        height, width = work.image.shape[1:]
-        if work.crops is not None:
-            height, width = work.crops.windows.height, work.crops.windows.width
-        point = len(work.image) * height * width * work.image.element_size()
+        point = len(work.image) * math.prod(self.place(work)) * work.image.element_size()
         return torch.split(pixels, max(1, SLOT_BYTES // point))
 
     def aim(self, work: ImageWork, pixels: Tensor) -> None:
@@ -192,12 +186,31 @@ class Attacker:
             self._attack_set(work, unit)
 
     def _attack_pixels(self, work: ImageWork, unit: Unit, pixels: Tensor) -> None:
-        stage, attack = unit.stage, registry.get(unit.stage.attack)
+        stage = unit.stage
         if stage.unflipped:
             pixels = pixels[_never_flipped(work)[pixels[:, 0], pixels[:, 1]]]
-            if not len(pixels):
-                return
-        if len(pixels) == 1:
+        place = self.place(work)
+        kind = (stage.attack, repr(stage), place)
+        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
+        large = self._settings.batch is None and len(pixels) * math.prod(place) > usual
+        while len(pixels):
+            rest = pixels
+
+            def attack_first(rows: int, rest: Tensor = rest) -> int:
+                self._attack_rows(work, unit, rest[:rows], alone=self.room.alone(kind))
+                return min(rows, len(rest))
+
+            pixels = pixels[self.room.fitted(kind, len(pixels), attack_first, measure=large) :]
+
+    def place(self, work: ImageWork) -> tuple[int, int]:
+        """Height and width of what attacks on pixels see."""
+        if work.crops is None:
+            return work.image.shape[1], work.image.shape[2]
+        return work.crops.windows.height, work.crops.windows.width
+
+    def _attack_rows(self, work: ImageWork, unit: Unit, pixels: Tensor, *, alone: bool = False) -> None:
+        stage, attack = unit.stage, registry.get(unit.stage.attack)
+        if len(pixels) == 1 and not alone:
             # Convolution libraries compute a batch of one by another algorithm; two rows agree with any larger number.
             pixels = pixels.expand(2, 2)
         seeds = [seed_of(self._settings.seed, work.index, f"{r},{c}", stage.attack) for r, c in pixels.tolist()]
@@ -279,6 +292,16 @@ class Attacker:
         if eps is not None:
             options["eps"] = eps
         return options
+
+
+def usual_rows(settings: Settings, image: tuple[int, int], crop: tuple[int, int] | None) -> int:
+    """Rows per attack call on pixels of images of this height and width, or crops of them, if memory permits."""
+    if settings.batch is not None:
+        return settings.batch
+    usual = ROW_PIXELS.get(torch.device(settings.device).type, ROW_PIXELS["cpu"])
+    if crop is None:
+        return max(2, usual // math.prod(image))  # a single pixel is attacked in two rows anyway
+    return max(1, usual // math.prod(crop), min(CROP_ROWS, math.prod(image) // math.prod(crop)))
 
 
 def _keep_region(work: ImageWork, result: RegionResult, found: Tensor, predicted: Tensor) -> None:

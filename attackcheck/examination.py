@@ -18,6 +18,7 @@ from attackcheck.crops import Crops
 from attackcheck.errors import InputError
 from attackcheck.events import TIGHTNESS_STEP, Advanced, Event, ImageFinished, ImageStarted, PartFinished, Warned
 from attackcheck.judging import Examiner
+from attackcheck.memory import Room, ran_out, too_large
 from attackcheck.parts import Part
 from attackcheck.probe import Probe
 from attackcheck.receptive import Field, agrees, measure_field, windows
@@ -65,6 +66,7 @@ class Bench:
         self._model = guarded(self._frozen)
         self._judge: Judge | None = None
         self._fields: dict[tuple[int, ...], Field | None] = {}
+        self._room = Room(settings.device, settings.workers)
 
     @property
     def independent(self) -> bool:
@@ -83,6 +85,14 @@ class Bench:
             InputError: if the image or the model cannot be used; nothing is in the tally then.
             StopEarly: after judging, if there was a reason to stop; also KeyboardInterrupt and errors of the model.
         """
+        try:
+            yield from self._examine(index, tally, stop)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise InputError(too_large(self._settings.device)) from error
+
+    def _examine(self, index: int, tally: Tally, stop: Callable[[], str | None]) -> Iterator[Event]:
         start = time.perf_counter()
         sample = self._data[index]
         preflight.check_image(sample.image, sample.name)
@@ -91,7 +101,7 @@ class Bench:
         yield from warnings
         work = self._work(index, sample, image, logits, radius, judge)
         yield from self._odd(work)
-        attacker = Attacker(self._model, self._subject.claim, self._settings, tally)
+        attacker = Attacker(self._model, self._subject.claim, self._settings, tally, self._room)
         yield from self._look(work, attacker)
         examiner = Examiner(self._subject, self._model, judge, self._settings, tally)
         reason: BaseException | None = None
@@ -170,6 +180,9 @@ class Bench:
             for request in settings.regions:
                 regions += request.resolve(logits[0].argmax(dim=0), radius[0])
         probe = Probe(self._model, image, logits[0], radius[0], self._subject.claim)
+        crops = self._crops(scene, probe)
+        if crops is not None:
+            scene = replace(scene, field=crops.windows.field)
         return ImageWork(
             index=index,
             name=sample.name,
@@ -191,7 +204,7 @@ class Bench:
             attacked=torch.zeros_like(eligible),
             masked=torch.zeros_like(eligible),
             class_after=torch.full_like(scene.predicted, -1, dtype=torch.int16),
-            crops=self._crops(scene, probe),
+            crops=crops,
         )
 
     def _look(self, work: ImageWork, attacker: Attacker) -> Iterator[Warned]:
@@ -201,7 +214,11 @@ class Bench:
 
         def look(pixels: Tensor) -> Tensor:
             windows = None if work.crops is None else work.crops.windows
-            return masking.masked(self._model, work.image, work.logits, radius, pixels, attacker.rows(work), windows)
+            return self._room.fitted(
+                ("gradients", attacker.place(work)),
+                max(2, attacker.rows(work)),
+                lambda rows: masking.masked(self._model, work.image, work.logits, radius, pixels, rows, windows),
+            )
 
         found = look(first)
         if not bool(found.any()):

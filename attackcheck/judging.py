@@ -213,7 +213,11 @@ class Examiner:
                 confirmed=np.array(
                     [work.verdicts.get((r, c)) in (None, Verdict.VIOLATED) for r, c in chosen.tolist()], dtype=bool
                 ),
-                lipschitz_slack=self._lipschitz_slack(work, slots, attacker.rows(work))[aimed].numpy(),
+                lipschitz_slack=attacker.room.fitted(
+                    ("slack", attacker.place(work)),
+                    attacker.rows(work),
+                    lambda rows: self._lipschitz_slack(work, slots, rows),
+                )[aimed].numpy(),
                 predicted=work.scene.predicted[chosen[:, 0], chosen[:, 1]].numpy(),
                 pixels=chosen.numpy(),
                 aimed={

@@ -53,7 +53,7 @@ def masked(
     Returns:
         ``(M,)`` bool on the CPU.
     """
-    found = [_masked(model, image, logits, radius, part, windows) for part in torch.split(pixels, max(2, rows))]
+    found = [_masked(model, image, logits, radius, part, windows) for part in torch.split(pixels, rows)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from attackcheck.arithmetic import inexact
 from attackcheck.errors import InputError, in_one_line
+from attackcheck.memory import ran_out
 
 __all__ = [
     "CODES",
@@ -166,6 +167,8 @@ def check_logits(model: Model, image: Tensor) -> Tensor:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
+        if ran_out(error):
+            raise
         shape = tuple(image.shape[1:])
         raise InputError(f"the model does not accept images of shape {shape}: {in_one_line(error)}") from error
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
@@ -199,9 +202,11 @@ def warnings_of(
             # Every position of a batch is tried: it may be the first or the last row alone that depends on others.
             both = torch.cat([model(torch.cat([other, image]))[1:], model(torch.cat([image, other, image]))[::2]])
         except (Exception, SystemExit) as error:
-            raise InputError(
-                f"AC105: expected a model of batches (B, C, H, W), it fails on two images: {in_one_line(error)}"
-            ) from error
+            if not ran_out(error):
+                raise InputError(
+                    f"AC105: expected a model of batches (B, C, H, W), it fails on two images: {in_one_line(error)}"
+                ) from error
+            both = logits  # images that do not fit side by side are attacked one by one
     if not torch.equal(again, logits):
         change = float((again - logits).abs().max())
         if change > 1e-5 * scale:

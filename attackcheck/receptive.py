@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Field", "Windows", "agrees", "measure_field", "windows"]
+from attackcheck.memory import ran_out
+
+__all__ = ["Field", "Windows", "agrees", "around", "measure_field", "windows"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -98,7 +100,9 @@ def measure_field(model: Model, image: Tensor) -> Field | None:
     try:
         extent = _extent(model, image)
         return None if extent is None else _with_stride(model, image, extent)
-    except (RuntimeError, ValueError, TypeError, IndexError):
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if ran_out(error):
+            raise
         return None  # a model of one size only, or one without gradient
 
 
@@ -109,6 +113,30 @@ def windows(field: Field, height: int, width: int) -> Windows | None:
     if tall * wide > WORTHWHILE * height * width:
         return None
     return Windows(tall, wide, tops, lefts, field)
+
+
+def around(field: Field, image: Tensor, perturbed: Tensor) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+    """A crop that holds what a perturbation reaches and all that this depends on, and what it reaches.
+
+    Both are rows and columns of images ``(C, H, W)``. None where nothing is perturbed, or the crop would save little.
+    """
+    changed = (perturbed != image).any(dim=0)
+    crop, reached = [], []
+    for axis, (before, after) in enumerate(((field.up, field.down), (field.left, field.right))):
+        size = changed.shape[axis]
+        touched = changed.any(dim=1 - axis).nonzero()[:, 0].tolist()
+        if not touched:
+            return None
+        # Cells see `before` and `after` beyond themselves, so they are seen by those as far behind and ahead.
+        first, last = touched[0] - after - field.stride, touched[-1] + 1 + before + field.stride
+        reached.append(slice(max(0, first), min(size, last)))
+        start = max(0, first - before - field.stride) // field.stride * field.stride
+        stop = min(size, -(-(last + after + field.stride) // field.stride) * field.stride)
+        crop.append(slice(start, stop))
+    area = math.prod(part.stop - part.start for part in crop)
+    if area > WORTHWHILE * changed.numel():
+        return None
+    return (crop[0], crop[1]), (reached[0], reached[1])
 
 
 def agrees(
@@ -131,7 +159,9 @@ def agrees(
                 return False
         with torch.no_grad():
             return _same_logits(model, image, logits, crops, tolerance, scale, seed)
-    except (RuntimeError, ValueError, TypeError, IndexError):
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if ran_out(error):
+            raise
         return False  # a crop's size is refused
 
 

@@ -1,6 +1,7 @@
 """One proposal for every verdict, on models whose answer is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from attackcheck import LipschitzClaim, RadiusClaim, Verdict
 from attackcheck.arithmetic import Reference, frozen
 from attackcheck.models import exact
 from attackcheck.probe import Kind
+from attackcheck.receptive import Field, measure_field
 from attackcheck.recheck import Judge
 
 SIZE = 3
@@ -266,3 +268,97 @@ def test_an_infinite_radius_can_be_broken():
     judge, scene = scene_of(model, image, RadiusClaim(torch.full((1, SIZE, SIZE), math.inf)))
     point = towards_boundary(model, image, 1, 1, 1e-3)
     assert judge.pixel(scene, point, 1, 1).verdict is Verdict.VIOLATED
+
+
+def locally(seed=0):
+    """A network of small fields, its field, and an image of 40x48."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 2, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 2, 2),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    image = torch.rand(3, 40, 48, generator=generator)
+    return frozen(model.eval()), image, measure_field(model, image)
+
+
+class Counted(Reference):
+    """Remembers the sizes that errors were measured at."""
+
+    def __init__(self, model, sample):
+        self.sizes = []
+        super().__init__(model, sample)
+
+    def error(self, image, logits):
+        self.sizes.append(tuple(image.shape[2:]))
+        return super().error(image, logits)
+
+
+def confined(image, corner, length):
+    point = image.clone()
+    noise = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(1))
+    point[:, corner[0] : corner[0] + 3, corner[1] : corner[1] + 2] += length * noise / noise.norm()
+    return point
+
+
+def judged(judge, scene, point):
+    return judge.pixel(scene, point, 20, 20), judge.two_ball(scene, point), judge.expansion(scene, point)
+
+
+@pytest.mark.parametrize("corner", [(20, 20), (0, 0), (37, 46), (1, 45)])
+@pytest.mark.parametrize("length", [0.01, 1.0, 5.0])
+def test_errors_from_around_a_small_perturbation_give_the_same_verdicts(corner, length):
+    model, image, field = locally()
+    claim = LipschitzClaim(1.0)
+    reference = Counted(model, image[None])
+    judge = Judge(model, reference, claim)
+    logits = model(image[None])
+    whole = judge.scene(0, image, logits[0], claim.radii(image[None], logits, 0)[0])
+    local = replace(whole, field=field)
+    point = confined(image, corner, length)
+    expected, reference.sizes = judged(judge, whole, point), []
+    found = judged(judge, local, point)
+    assert reference.sizes
+    assert all(height * width <= 0.5 * 40 * 48 for height, width in reference.sizes)
+    for one, other in zip(expected, found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert (one.verdict, one.bound, one.distance, one.target) == (
+                other.verdict,
+                other.bound,
+                other.distance,
+                other.target,
+            )
+            assert 0.2 < (other.allowance + 1e-300) / (one.allowance + 1e-300) < 5
+
+
+def test_a_field_that_is_too_small_is_noticed_and_the_whole_image_measured():
+    model, image, _ = locally()
+    reference = Counted(model, image[None])
+    judge = Judge(model, reference, LipschitzClaim(1.0))
+    logits = model(image[None])
+    scene = judge.scene(0, image, logits[0], torch.ones(40, 48, dtype=torch.float64))
+    point = confined(image, (20, 20), 1.0)
+    too_small = Field(0, 0, 0, 0, 1)
+    reference.sizes = []
+    judge.pixel(replace(scene, field=too_small), point, 20, 20)
+    assert (40, 48) in reference.sizes
+
+
+def test_one_point_is_evaluated_once_for_all_kinds():
+    model, image, _ = locally()
+    reference = Counted(model, image[None])
+    judge = Judge(model, reference, LipschitzClaim(1e-3))
+    logits = model(image[None])
+    scene = judge.scene(0, image, logits[0], torch.ones(40, 48, dtype=torch.float64))
+    point, reference.sizes = confined(image, (20, 20), 1.0), []
+    first = judge.expansion(scene, point)
+    assert judge.two_ball(scene, point, push=False) is not None
+    assert len(reference.sizes) == 1
+    point.add_(0.01)  # changed in place: another point
+    assert judge.expansion(scene, point).distance > first.distance
+    assert len(reference.sizes) == 2

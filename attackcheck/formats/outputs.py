@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attackcheck.claims import LipschitzClaim, Scope
 from attackcheck.errors import InputError, in_one_line
+from attackcheck.memory import ran_out, too_large
 
 __all__ = ["FirstOutput", "constant_beside_logits"]
 
@@ -50,6 +51,8 @@ def constant_beside_logits(
     except InputError:
         raise
     except (Exception, SystemExit) as error:
+        if ran_out(error):
+            raise InputError(too_large(image.device)) from error
         raise InputError(
             f"the model does not accept images of shape {tuple(image.shape)}: {in_one_line(error)}"
         ) from error
