@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from attackcheck.errors import InputError
 
+from .centring import centred
+from .processes import average
+
 __all__ = [
     "Frozen",
     "MaxMin",
@@ -51,22 +54,36 @@ def orthonormal(raw: Tensor) -> Tensor:
     return result
 
 
-def _compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The kernel of the convolution with `inner` (M, I, c, c) followed by the one with `outer` (O, M, a, a)."""
-    size = outer.shape[-1] - 1
-    return F.conv2d(inner.transpose(0, 1), outer.flip(-1, -2), padding=size).transpose(0, 1)  # (O, I, a+c-1, a+c-1)
+def _times_projector(taps: Tensor, basis: Tensor, axis: int) -> Tensor:
+    """A kernel (vertical, horizontal, O, C) times `P + (I - P) s`: one tap longer along `axis`, `s` the shift by one.
+
+    P is the projector onto the columns of `basis` (C, r); two products with the thin basis cost less than one with P.
+    """
+    onto = (taps @ basis) @ basis.mT
+    behind, ahead = [0] * 2 * taps.dim(), [0] * 2 * taps.dim()
+    place = 2 * (-axis - 1)  # F.pad counts from the last axis
+    behind[place + 1], ahead[place] = 1, 1
+    return F.pad(onto, behind) + F.pad(taps - onto, ahead)
 
 
-def _square_kernel(planes: Tensor) -> Tensor:
-    """The orthogonal kernel (C, C, n+1, n+1) that n pairs of symmetric projectors onto `planes` (2n, C, C//2) make."""
-    basis = orthonormal(planes)
-    onto = basis @ basis.mT  # (2n, C, C)
-    halves = torch.stack([onto, torch.eye(onto.shape[-1], dtype=onto.dtype, device=onto.device) - onto], -1)
-    kernels = torch.einsum("nija,njkb->nikab", halves[0::2], halves[1::2])  # (n, C, C, 2, 2)
-    kernel = kernels[0]
-    for other in kernels[1:]:
-        kernel = _compose(kernel, other)
-    return kernel
+def _times_orthogonal(weight: Tensor, planes: Tensor) -> Tensor:
+    """The kernel (O, C, k, k) of an orthogonal convolution followed by `weight` (O, C, j, j).
+
+    The first of the two is made of pairs of projectors onto `planes` (2n, C, r), a vertical and a horizontal one in
+    turn, and k = j + n. It is never computed by itself: the product grows tap by tap from the (small) weight.
+    """
+    taps = weight.permute(2, 3, 0, 1)  # (j, j, O, C)
+    for index, basis in enumerate(orthonormal(planes)):
+        taps = _times_projector(taps, basis, -4 if index % 2 == 0 else -3)
+    return taps.permute(2, 3, 0, 1).contiguous()
+
+
+def _orthogonal_times(planes: Tensor, weight: Tensor) -> Tensor:
+    """The kernel (C, I, k, k) of `weight` (C, I, j, j) followed by the orthogonal convolution: the adjoint case."""
+    taps = weight.permute(2, 3, 1, 0)  # (j, j, I, C), transposed: projectors are symmetric
+    for index, basis in reversed(list(enumerate(orthonormal(planes)))):
+        taps = _times_projector(taps, basis, -4 if index % 2 == 0 else -3)
+    return taps.permute(3, 2, 0, 1).contiguous()
 
 
 def _random(*shape: int, generator: torch.Generator | None) -> nn.Parameter:
@@ -94,20 +111,31 @@ class _Centred(nn.Module):
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("rms", torch.ones(()))
         self.scaled, self.momentum = rms, momentum
+        self.together = False  # whether the batch of other processes counts, too: set while they train together
 
     def _centre(self, values: Tensor) -> Tensor:
-        mean = values.mean((0, 2, 3))
-        values = values - mean[:, None, None]
+        if not self.scaled:
+            values, mean = centred(values, self.bias, self.together)
+            with torch.no_grad():
+                self.mean.lerp_(mean, self.momentum)
+            return values
+        values, mean = centred(values, torch.zeros_like(self.bias), self.together)
+        square = values.square().mean(dtype=self.bias.dtype)
+        rms = (average(square) if self.together else square).sqrt().clamp(min=1e-6)
         with torch.no_grad():
             self.mean.lerp_(mean, self.momentum)
-        if self.scaled:
-            rms = values.square().mean().sqrt().clamp(min=1e-6)
-            values = values / rms
-            with torch.no_grad():
-                self.rms.lerp_(rms, self.momentum)
-        return values + self.bias[:, None, None]
+            self.rms.lerp_(rms, self.momentum)
+        return values / rms + self.bias[:, None, None]
 
     def kernel(self) -> Tensor:
+        """The kernel in the layout of nn.Conv2d or nn.ConvTranspose2d, differentiable in the raw parameters.
+
+        It is computed in the parameters' own precision, also where autocast lets convolutions run in a lower one.
+        """
+        with torch.autocast(self.bias.device.type, enabled=False):
+            return self._kernel()
+
+    def _kernel(self) -> Tensor:
         raise NotImplementedError
 
     def freeze(self) -> Frozen:
@@ -146,17 +174,15 @@ class OrthogonalConv2d(_Centred):
         if kernel == 3 and width > 1:
             self.planes = _random(2 * (kernel - stride), width, width // 2, generator=generator)
 
-    def kernel(self) -> Tensor:
-        """The kernel (O, I, k, k), differentiable in the raw parameters."""
+    def _kernel(self) -> Tensor:
         weight = orthonormal(self.matrix).reshape(self.outputs, self.inputs, self.stride, self.stride)
         if self.planes is None:
             # One channel has no planes to project onto: the kernel is the centre tap (stride 1) or the block.
             missing = self.kernel_size - self.stride
             return F.pad(weight, (missing // 2, missing - missing // 2) * 2) if missing else weight
-        square = _square_kernel(self.planes)
         if self.stride == 1 and self.outputs > self.inputs:
-            return _compose(square, weight)
-        return _compose(weight, square)
+            return _orthogonal_times(self.planes, weight)
+        return _times_orthogonal(weight, self.planes)
 
     def forward(self, values: Tensor) -> Tensor:
         weight, bias = (self.kernel(), None) if self.training else self.freeze()
@@ -183,8 +209,7 @@ class OrthogonalUp2d(_Centred):
         self.inputs, self.outputs = inputs, outputs
         self.matrix = _random(inputs, 4 * outputs, generator=generator)
 
-    def kernel(self) -> Tensor:
-        """The kernel (I, O, 2, 2) in the layout of nn.ConvTranspose2d, differentiable in the raw parameters."""
+    def _kernel(self) -> Tensor:
         return orthonormal(self.matrix).reshape(self.inputs, self.outputs, 2, 2)
 
     def forward(self, values: Tensor) -> Tensor:

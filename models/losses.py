@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["IGNORE", "LOSSES", "segmentation_loss"]
+__all__ = ["IGNORE", "LOSSES", "pixel_weights", "segmentation_loss"]
 
 IGNORE = 255
 
@@ -88,5 +88,11 @@ def segmentation_loss(
     valid = labels != IGNORE
     known = torch.where(valid, labels, 0)
     each = LOSSES[name](logits, known, valid, tau, margin)
-    factor = valid.to(each.dtype) if weights is None else valid * weights[known]
+    factor = pixel_weights(labels, weights)
     return (each * factor).sum() / factor.sum().clamp(min=1e-12)
+
+
+def pixel_weights(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What each pixel of `labels` (B, H, W) counts in a mean: 0 if it is ignored, else its class's weight or 1."""
+    valid = labels != IGNORE
+    return valid.float() if weights is None else valid * weights[torch.where(valid, labels, 0)]

@@ -4,10 +4,10 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,29 +15,15 @@ from torch import Tensor, nn
 
 from attackcheck.errors import InputError
 
+from .batches import Pictures, Pool, class_weights, read_batch
 from .checkpoint import save_atomically
-from .losses import IGNORE, LOSSES, segmentation_loss
+from .losses import IGNORE, LOSSES, pixel_weights, segmentation_loss
 from .networks import Network, export
+from .processes import ALONE, LostError, Processes
 
-__all__ = ["Measured", "Progress", "Recipe", "measure", "train"]
+__all__ = ["PRECISIONS", "Measured", "Progress", "Recipe", "measure", "train"]
 
-
-class Pictures(Protocol):
-    """What training needs of data: pictures by index, with a label for every pixel."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> "Picture": ...
-
-
-class Picture(Protocol):
-    """An image (C, H, W) in [0, 1] and its labels (H, W), or None."""
-
-    @property
-    def image(self) -> Tensor: ...
-
-    @property
-    def labels(self) -> Tensor | None: ...
+PRECISIONS = ("float32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,8 @@ class Recipe:
 
     `tau` is the temperature of the cross-entropies, `margin` a certified radius (margin-ce, hinge, hkr) aimed for,
     `warmup` a share of the steps. `focus` raises the weight of rare classes: frequency to the power -focus. `noise` is
-    the standard deviation of Gaussian noise on every picture, for networks that are to be smoothed.
+    the standard deviation of Gaussian noise on every picture, for networks that are to be smoothed. With `precision`
+    "bf16" the convolutions run in bfloat16; orthogonal matrices, means, loss and optimiser stay in float32.
     """
 
     steps: int = 1000
@@ -62,6 +49,7 @@ class Recipe:
     focus: float = 0.0
     weight_decay: float = 0.0
     noise: float = 0.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -69,6 +57,8 @@ class Recipe:
         for name in ("steps", "batch", "tau", "lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} to be positive, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"expected a precision among {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not 0 <= self.noise < math.inf:
             raise InputError(f"expected noise of at least 0, got {self.noise}")
 
@@ -102,71 +92,17 @@ class Progress:
     measured: Measured | None = None
 
 
-class _Pool:
-    """Training pictures, kept as bytes once seen (24 kB for 64x128), so that drawing or reading them is paid once."""
-
-    def __init__(self, pictures: Pictures, limit: int = 1 << 30) -> None:
-        self.pictures, self.room = pictures, limit
-        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if index in self.kept:
-            image, labels = self.kept[index]
-            return torch.from_numpy(image).float() / 255, torch.from_numpy(labels).long()
-        picture = self.pictures[index]
-        if picture.labels is None:
-            raise InputError(f"expected labels for every training picture, got none for picture {index}")
-        stored = (picture.image * 255).round().to(torch.uint8).numpy(), picture.labels.to(torch.uint8).numpy()
-        size = stored[0].nbytes + stored[1].nbytes
-        if size <= self.room:
-            self.room -= size
-            self.kept[index] = stored
-        return torch.from_numpy(stored[0]).float() / 255, torch.from_numpy(stored[1]).long()
-
-
-def _batch(pool: _Pool, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:
-    """The batch of one step: a function of (seed, step) alone, so that a resumed training sees the same pictures."""
-    rng = np.random.default_rng([recipe.seed, step])
-    per_epoch = max(1, len(pool) // recipe.batch)
-    order = np.random.default_rng([recipe.seed, 1 << 31, step // per_epoch]).permutation(len(pool))
-    chosen = np.resize(np.roll(order, -(step % per_epoch) * recipe.batch), recipe.batch)
-    images, labels = [], []
-    for index in chosen:
-        image, label = pool[int(index)]
-        if recipe.crop is not None:
-            height, width = recipe.crop
-            if image.shape[1] < height or image.shape[2] < width:
-                raise InputError(
-                    f"expected pictures of at least the crop {height}x{width}, got {image.shape[1]}x{image.shape[2]}"
-                )
-            top = int(rng.integers(0, image.shape[1] - height + 1))
-            left = int(rng.integers(0, image.shape[2] - width + 1))
-            image, label = (
-                image[:, top : top + height, left : left + width],
-                label[top : top + height, left : left + width],
-            )
-        if recipe.flip and rng.random() < 0.5:
-            image, label = image.flip(-1), label.flip(-1)
-        if recipe.noise:
-            image = image + recipe.noise * torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-        images.append(image)
-        labels.append(label)
-    return torch.stack(images), torch.stack(labels)
-
-
 @torch.no_grad()
 def measure(model: nn.Module, pictures: Pictures, *, lipschitz: float, classes: int) -> Measured:
     """Accuracy and certified radii m / (sqrt(2) L) of a network in evaluation mode on labelled pictures."""
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    device = next(model.parameters(), torch.empty(0)).device
     radii, hits = [], []
     for index in range(len(pictures)):
         picture = pictures[index]
         if picture.labels is None:
             raise InputError(f"expected labels for every validation picture, got none for picture {index}")
-        logits = model(picture.image[None])
+        logits = model(picture.image[None].to(device)).cpu()
         best = logits.topk(2, 1)
         valid = picture.labels != IGNORE
         truth, guess = picture.labels[valid], best.indices[0, 0][valid]
@@ -193,14 +129,6 @@ def _rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
 
 
-def _class_weights(pool: _Pool, classes: int, focus: float) -> Tensor | None:
-    if not focus:
-        return None
-    counts = sum(torch.bincount(pool[i][1].flatten(), minlength=256)[:classes] for i in range(min(200, len(pool))))
-    weights = (torch.as_tensor(counts).float() + 1).pow(-focus)
-    return weights / weights.mean()
-
-
 def train(
     network: Network,
     pictures: Pictures,
@@ -210,27 +138,38 @@ def train(
     every: int = 100,
     state: Path | None = None,
     resume: bool = False,
+    processes: Processes = ALONE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Progress, None, None]:
-    """Trains `network` in place, yielding a Progress after each step; at multiples of `every`, and at the end, with the
-    figures of the exported network on `validation`.
+    """Trains `network` in place, on its device, yielding a Progress after each step; at multiples of `every`, and at
+    the end, with the figures of the exported network on `validation`.
 
     With `state`, everything needed to go on is written there at each measurement and when the generator is closed;
-    `resume` continues from that file and gives the result of an uninterrupted training. Raises
-    InputError when the file does not belong to this network and recipe, or when the loss is no number any more.
+    `resume` continues from that file and gives the result of an uninterrupted training. When `stop` says so, training
+    ends after the step in hand, its state written.
+
+    Several `processes` that call this alike train one network on their shares of each batch: the same course, up to
+    rounding, as one process on the whole batch. The first one measures and writes.
+
+    Raises InputError when the file does not belong to this network and recipe, when the loss is no number any more, or
+    when the processes cannot share the batch; LostError when another process has ended.
     """
-    classes = network.config.classes
+    share = processes.share(recipe.batch)
+    device = next(network.parameters()).device
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    data = (getattr(pictures, "name", ""), len(pictures))
-    identity = hashlib.sha256(repr((asdict(recipe), asdict(network.config), data)).encode()).hexdigest()
+    identity = _identity(network, recipe, pictures)
     first, average, spent = 0, math.nan, 0.0
-    if resume and state is not None and state.exists():
-        first, average, spent = _restore(state, identity, network, optimiser)
-    pool = _Pool(pictures)
-    weights = _class_weights(pool, classes, recipe.focus)
+    if resume and state is not None:
+        found = processes.from_first(lambda: _read_state(state, identity))
+        if found is not None:
+            first, average, spent = _restore(found, state, network, optimiser)
+    pool = Pool(pictures, (1 << 30) // processes.count)
+    weights = class_weights(pool, network.config.classes, recipe.focus, processes)
+    weights = None if weights is None else weights.to(device)
     began, done = time.monotonic(), first
 
     def keep() -> None:
-        if state is not None:
+        if state is not None and processes.first:
             content = {
                 "identity": identity,
                 "step": done,
@@ -242,17 +181,14 @@ def train(
             save_atomically(content, state)
 
     try:
+        called = processes.wrap(network)
         for step in range(first, recipe.steps):
             network.train()
-            images, labels = _batch(pool, recipe, step)
             for group in optimiser.param_groups:
                 group["lr"] = _rate(recipe, step)
-            loss = segmentation_loss(
-                recipe.loss, network(images), labels, tau=recipe.tau, margin=recipe.margin, weights=weights
-            )
             optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            value = float(loss.detach())
+            part, stopping = _part_of_batch(pool, recipe, step, share, weights, device, processes, stop)
+            value = _descend(called, recipe, part, weights, processes)
             if not math.isfinite(value):
                 raise InputError(f"the loss became {value} at step {step + 1}; lower --lr")
             optimiser.step()
@@ -260,32 +196,113 @@ def train(
             average = value if math.isnan(average) else 0.98 * average + 0.02 * value
             measured = None
             if validation is not None and (done % every == 0 or done == recipe.steps):
-                frozen = export(network)
-                measured = measure(frozen, validation, lipschitz=frozen.constants().pixel, classes=classes)
+                measured = processes.agree(lambda: _measured(network, validation, device) if processes.first else None)
             if done % every == 0:
                 keep()
             yield Progress(done, recipe.steps, average, spent + time.monotonic() - began, measured)
+            if (stopping or (processes.count == 1 and stop())) and done < recipe.steps:
+                keep()
+                return
     except GeneratorExit:
         keep()  # closed between two steps; an exception within a step would leave a state that nobody can continue
         raise
+    except RuntimeError as error:
+        if not processes.lost(error):
+            raise
+        raise LostError(f"another process of this training ended; step {done} was the last one") from error
     finally:
+        processes.unwrap(network)
         network.eval()
 
 
+class _Part(NamedTuple):
+    """A process's images (B, C, H, W) and labels (B, H, W), and how much more than its share they count."""
+
+    images: Tensor
+    labels: Tensor
+    scale: Tensor
+
+
+def _part_of_batch(
+    pool: Pool,
+    recipe: Recipe,
+    step: int,
+    share: range,
+    weights: Tensor | None,
+    device: torch.device,
+    processes: Processes,
+    stop: Callable[[], bool],
+) -> tuple[_Part, bool]:
+    """This process's part of a batch, and whether one of the processes wants to stop. InputError if one cannot read."""
+    part, problem, counted = None, "", torch.zeros((), device=device)
+    try:
+        part = read_batch(
+            pool, batch=recipe.batch, seed=recipe.seed, step=step, share=share,
+            crop=recipe.crop, flip=recipe.flip, noise=recipe.noise,
+        )  # fmt: skip
+    except InputError as error:
+        if processes.count == 1:
+            raise
+        problem = str(error)
+    else:
+        part = part[0].to(device, non_blocking=True), part[1].to(device, non_blocking=True)
+        counted = pixel_weights(part[1], weights).sum()
+    # One exchange: what all pixels count, so that the loss is their mean; who wants to stop; who could not read.
+    own = torch.stack([counted, counted.new_tensor(float(stop())), counted.new_tensor(float(part is None))])
+    everything = processes.total(own.clone())
+    if part is None or (processes.count > 1 and bool(everything[2] > 0)):
+        raise InputError(processes.first_problem(problem))
+    scale = processes.count * counted / everything[0].clamp(min=1e-12)
+    return _Part(*part, scale), bool(everything[1] > 0)
+
+
+def _descend(called: nn.Module, recipe: Recipe, part: _Part, weights: Tensor | None, processes: Processes) -> float:
+    """Leaves the gradient of the mean loss over the pixels of all processes in the parameters; returns that loss."""
+    with torch.autocast(part.images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        logits = called(part.images).float()
+    loss = segmentation_loss(recipe.loss, logits, part.labels, tau=recipe.tau, margin=recipe.margin, weights=weights)
+    if processes.count > 1:  # gradients are averaged over processes, which need not have equally many pixels
+        loss = loss * part.scale
+    torch.autograd.backward(loss)
+    return float(processes.total(loss.detach().clone())) / processes.count
+
+
+def _measured(network: Network, pictures: Pictures, device: torch.device) -> Measured:
+    frozen = export(network)
+    lipschitz = frozen.constants().pixel
+    return measure(frozen.to(device), pictures, lipschitz=lipschitz, classes=network.config.classes)
+
+
+def _identity(network: Network, recipe: Recipe, pictures: Pictures) -> str:
+    data = (getattr(pictures, "name", ""), len(pictures))
+    return hashlib.sha256(repr((asdict(recipe), asdict(network.config), data)).encode()).hexdigest()
+
+
+def _read_state(state: Path, identity: str) -> dict[str, Any] | None:
+    """The training state in a file, None if there is no file."""
+    if not state.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(state, weights_only=True, map_location="cpu")
+        belongs = content["identity"] == identity
+    except Exception as error:
+        raise InputError(
+            f"expected a training state in {state}, got an unreadable file ({type(error).__name__})"
+        ) from error
+    if not belongs:
+        raise InputError(
+            f"expected {state} to hold this network, data and recipe, got others; give the same options again"
+        )
+    return content
+
+
 def _restore(
-    state: Path, identity: str, network: Network, optimiser: torch.optim.Optimizer
+    content: dict[str, Any], state: Path, network: Network, optimiser: torch.optim.Optimizer
 ) -> tuple[int, float, float]:
     try:
-        content = torch.load(state, weights_only=True, map_location="cpu")
-        if content["identity"] != identity:
-            raise InputError(
-                f"expected {state} to hold this network, data and recipe, got others; give the same options again"
-            )
         network.load_state_dict(copy.deepcopy(content["network"]))
         optimiser.load_state_dict(content["optimiser"])
         return int(content["step"]), float(content["average"]), float(content["seconds"])
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(
             f"expected a training state in {state}, got an unreadable file ({type(error).__name__})"

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import re
 import shlex
 import signal
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING
 from attackcheck.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from attackcheck.models.datasets import Dataset
-    from attackcheck.models.networks import Config
+    from attackcheck.models.networks import Config, Network
+    from attackcheck.models.processes import Processes
     from attackcheck.models.training import Measured, Progress, Recipe
     from attackcheck.reporters.training import TrainingLog
 
@@ -27,7 +31,10 @@ LOSSES = ("ce", "margin-ce", "hinge", "hkr", "joint")
 def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Registers the subcommand with its options; torch is imported only when it runs."""
     parser = subparsers.add_parser(
-        "train", help="train a 1-Lipschitz network", description="Train a 1-Lipschitz segmentation network."
+        "train",
+        help="train a 1-Lipschitz network",
+        description="Train a 1-Lipschitz segmentation network. Under torchrun several processes share every batch: "
+        "torchrun --nproc-per-node 2 -m attackcheck train OPTIONS.",
     )
     parser.add_argument(
         "--preset",
@@ -53,6 +60,13 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--csv", metavar="FILE", help="one line for each measurement")
     parser.add_argument("--plot", metavar="FILE", help="curves over epochs (.png, .svg or .pdf); needs --csv")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, one GPU for each process (%(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="of convolutions in training; orthogonal matrices and what is written stay in float32 (%(default)s)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--every", type=int, default=200, metavar="N", help="steps between measurements (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the state an interrupted training left")
@@ -80,16 +94,74 @@ def run(args: argparse.Namespace) -> int:
     """Trains and writes the checkpoint: 0 done, 130 interrupted with its state kept. InputError for bad input."""
     import torch
 
-    from attackcheck.models.checkpoint import save_checkpoint
-    from attackcheck.models.datasets import load_data
-    from attackcheck.models.networks import build, export
-    from attackcheck.models.training import measure
+    from attackcheck.models.processes import LostError, Processes
 
     if args.threads is not None:
         if args.threads < 1:
             raise InputError(f"expected at least one thread, got {args.threads}")
         torch.set_num_threads(args.threads)
+    device = _device(args.device)
+    processes = Processes.join(device)
+    try:
+        return _train(args, device, processes)
+    except LostError:
+        raise  # whoever is left says so: the first process may be the one that is gone
+    except InputError:
+        if processes.first:
+            raise
+        return 2  # the first process says it
+    finally:
+        processes.leave()
+
+
+def _train(args: argparse.Namespace, device: "torch.device", processes: "Processes") -> int:
+    from attackcheck.models.networks import build
+
     out = Path(args.out)
+    _check(args, out)
+    pictures, validation, config, recipe = processes.agree(lambda: _prepared(args))
+    network = build(config, plain=args.unconstrained, seed=args.seed).to(device)
+    state = out.with_name(f"{out.name}.state")
+    log = processes.agree(lambda: _log(args, pictures, recipe) if processes.first else None)
+    last = _follow(network, pictures, recipe, validation, args.every, state, args.resume, log, processes)
+    finished = last is not None and last.step == recipe.steps
+    if processes.first:
+        if args.plot is not None:
+            from attackcheck.reporters.training import draw_training
+
+            draw_training(Path(args.csv), Path(args.plot))
+        if last is not None and finished:
+            _write(args, out, network, pictures, validation, last)
+            state.unlink(missing_ok=True)
+        else:
+            sys.stderr.write(f"interrupted; the same command with --resume goes on from {state}\n")
+    return 0 if finished else 130
+
+
+def _log(args: argparse.Namespace, pictures: "Dataset", recipe: "Recipe") -> "TrainingLog | None":
+    if args.csv is None:
+        return None
+    from attackcheck.reporters.training import TrainingLog
+
+    return TrainingLog(Path(args.csv), max(1, len(pictures) / recipe.batch), resume=args.resume)
+
+
+def _device(name: str) -> "torch.device":
+    """The device of this process: torchrun's processes take one GPU each."""
+    import torch
+
+    from attackcheck.commands.sources import check_device
+
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    check_device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _check(args: argparse.Namespace, out: Path) -> None:
     if not 0 <= args.seed < 2**63:
         raise InputError(f"expected a seed from 0 to 2**63 - 1, got {args.seed}")
     for name in ("tau", "margin", "focus", "lr"):
@@ -99,47 +171,55 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"expected --out to be a file, {out} is a folder")
     if not out.parent.is_dir():
         raise InputError(f"expected --out in an existing folder, but there is no {out.parent}")
+    if args.every < 1:
+        raise InputError(f"expected --every to be positive, got {args.every}")
     if args.plot is not None:
         from attackcheck.reporters.plots import check_plot
 
         if args.csv is None:
             raise InputError("expected --csv FILE beside --plot: curves are drawn from it")
         check_plot(Path(args.plot))
+
+
+def _prepared(args: argparse.Namespace) -> "tuple[Dataset, Dataset, Config, Recipe]":
+    from attackcheck.models.datasets import load_data
+
     if args.preset is not None:
         from attackcheck.models.presets import PRESETS
 
         args.data, own = PRESETS[args.preset].specifications(args.data)
         args.validation = args.validation or own
-    pictures = load_data(args.data)
-    pictures, validation = _split(pictures, args.validation)
-    config, recipe = _config(args, pictures), _recipe(args)
-    if args.every < 1:
-        raise InputError(f"expected --every to be positive, got {args.every}")
-    network = build(config, plain=args.unconstrained, seed=args.seed)
-    state = out.with_name(f"{out.name}.state")
-    log = None
-    if args.csv is not None:
-        from attackcheck.reporters.training import TrainingLog
+    pictures, validation = _split(load_data(args.data), args.validation)
+    return pictures, validation, _config(args, pictures), _recipe(args)
 
-        log = TrainingLog(Path(args.csv), max(1, len(pictures) / recipe.batch), resume=args.resume)
-    last = _follow(network, pictures, recipe, validation, args.every, state, args.resume, log)
-    if args.plot is not None:
-        from attackcheck.reporters.training import draw_training
 
-        draw_training(Path(args.csv), Path(args.plot))
-    if last is None or last.step < recipe.steps:
-        sys.stderr.write(f"interrupted; the same command with --resume goes on from {state}\n")
-        return 130
+def _write(
+    args: argparse.Namespace,
+    out: Path,
+    network: "Network",
+    pictures: "Dataset",
+    validation: "Dataset",
+    last: "Progress",
+) -> None:
+    """The exported network as a checkpoint, with its figures."""
+    import torch
+
+    from attackcheck.models.checkpoint import save_checkpoint
+    from attackcheck.models.networks import export
+    from attackcheck.models.training import measure
+
     frozen = export(network)
     constants = frozen.constants()
-    measured = measure(frozen, validation, lipschitz=constants.pixel, classes=config.classes)
+    classes = frozen.config.classes
+    measured = measure(frozen.to(_device(args.device)), validation, lipschitz=constants.pixel, classes=classes)
+    frozen = frozen.cpu()
     command = "attackcheck train " + shlex.join(_options(args))
     card: dict[str, object] = {
         "command": command,
         "data": pictures.name,
         "classes": list(pictures.classes or ()),
         "seed": args.seed,
-        "steps": recipe.steps,
+        "steps": last.steps,
         "seconds": round(last.seconds, 1),
         "torch": str(torch.__version__),
         "parameters": sum(value.numel() for value in frozen.parameters()),
@@ -150,9 +230,7 @@ def run(args: argparse.Namespace) -> int:
         "certified_accuracy": {str(r): share for r, share in zip((0.05, 0.1, 0.2), measured.certified, strict=True)},
     }
     save_checkpoint(out, frozen, card=card)
-    state.unlink(missing_ok=True)
     _summary(out, measured, constants.joint, constants.pixel, card)
-    return 0
 
 
 def _split(pictures: "Dataset", spec: str | None) -> tuple["Dataset", "Dataset"]:
@@ -204,21 +282,25 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
         crop = (int(found[1]), int(found[2]))
     return Recipe(
         steps=args.steps, batch=args.batch, loss=args.loss, tau=args.tau, margin=args.margin, lr=args.lr,
-        seed=args.seed, crop=crop, focus=args.focus, noise=args.noise,
+        seed=args.seed, crop=crop, focus=args.focus, noise=args.noise, precision=args.precision,
     )  # fmt: skip
 
 
 def _follow(
-    network: object,
+    network: "Network",
     pictures: "Dataset",
     recipe: "Recipe",
     validation: "Dataset",
     every: int,
     state: Path,
     resume: bool,
-    log: "TrainingLog | None" = None,
+    log: "TrainingLog | None",
+    processes: "Processes",
 ) -> "Progress | None":
-    """Runs the training under a progress bar on stderr; Ctrl-C ends it after the step in hand, its state written."""
+    """Runs the training under a progress bar on stderr; Ctrl-C ends it after the step in hand, its state written.
+
+    Of several processes the first one shows it; a signal to any of them ends all after the same step.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -229,11 +311,12 @@ def _follow(
 
     def stop(number: int, frame: object) -> None:  # noqa: ARG001
         nonlocal stopping
-        if stopping:
+        if stopping and processes.count == 1:  # torchrun hands on signals that the terminal has sent to all already
             raise KeyboardInterrupt
         stopping = True
 
-    previous = signal.signal(signal.SIGINT, stop)
+    signals = (signal.SIGINT,) if processes.count == 1 else (signal.SIGINT, signal.SIGTERM)
+    previous = [(number, signal.signal(number, stop)) for number in signals]
     console = Console(stderr=True)
     columns = (
         TextColumn("training"),
@@ -243,9 +326,12 @@ def _follow(
         TextColumn("{task.fields[figures]}"),
     )
     last: Progress | None = None
-    events = train(network, pictures, recipe, validation=validation, every=every, state=state, resume=resume)  # type: ignore[arg-type]
+    events = train(
+        network, pictures, recipe, validation=validation, every=every, state=state, resume=resume, processes=processes,
+        stop=lambda: stopping,
+    )  # fmt: skip
     try:
-        with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        with Bar(*columns, console=console, disable=not (console.is_terminal and processes.first)) as bar:
             task = bar.add_task("", total=recipe.steps, figures="")
             figures = ""
             for event in events:
@@ -255,16 +341,15 @@ def _follow(
                 if event.measured is not None:
                     m = event.measured
                     figures = f"accuracy {m.accuracy:.3f}  mIoU {m.miou:.3f}  radius {m.radius:.3f}"
-                    if not console.is_terminal:
+                    if not console.is_terminal and processes.first:
                         console.print(
                             f"step {event.step}/{event.steps}  loss {event.loss:.4f}  {figures}", highlight=False
                         )
                 bar.update(task, completed=event.step, figures=f"loss {event.loss:.4f}  {figures}")
-                if stopping and event.step < event.steps:
-                    break
     finally:
         events.close()
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous:
+            signal.signal(number, handler)
     return last
 
 
@@ -289,6 +374,7 @@ def _options(args: argparse.Namespace) -> list[str]:
         value = getattr(args, name)
         if value is not None:
             options += [f"--{name}", str(value)]
+    options += ["--precision", args.precision] if args.precision != "float32" else []
     options += ["--unconstrained"] if args.unconstrained else []
     return [*options, "--out", Path(args.out).name]
 

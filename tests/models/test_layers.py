@@ -182,3 +182,40 @@ def test_the_bound_is_tight_for_orthogonal_kernels(kernel: int, stride: int, dil
         assert 1 - 1e-12 <= exact <= 1 + 1e-10
         assert 1 - 1e-6 <= rounded <= 1 + 1e-5
         assert kernel_norm(3 * layer.double().kernel(), stride) == pytest.approx(3, rel=1e-5)
+
+
+@pytest.mark.parametrize("rms", [False, True])
+def test_centring_is_the_plain_formula_with_its_gradients(rms: bool) -> None:
+    layer = OrthogonalConv2d(3, 5, 3, rms=rms, generator=seeded()).double()
+    with torch.no_grad():
+        layer.bias.copy_(torch.randn(5, generator=seeded(1)))
+    image = torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=seeded(2), requires_grad=True)
+    weight = torch.randn(2, 5, 6, 4, dtype=torch.float64, generator=seeded(3))
+    plain = nn.functional.conv2d(image, layer.kernel(), padding=1)
+    expected = plain - plain.mean((0, 2, 3))[:, None, None]
+    if rms:
+        expected = expected / expected.square().mean().sqrt()
+    expected = expected + layer.bias[:, None, None]
+    found = layer(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.mean, 0.05 * plain.mean((0, 2, 3)), rtol=0, atol=1e-12)
+    wanted = [image, *layer.parameters()]
+    pairs = zip(
+        torch.autograd.grad((found * weight).sum(), wanted),
+        torch.autograd.grad((expected * weight).sum(), wanted),
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
+
+
+def test_kernels_stay_in_full_precision_where_convolutions_do_not() -> None:
+    layer = OrthogonalConv2d(4, 6, 3, generator=seeded())
+    image = torch.randn(2, 4, 8, 8, generator=seeded(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        values, kernel = layer(image), layer.kernel()
+    assert values.dtype == torch.bfloat16
+    assert kernel.dtype == layer.mean.dtype == torch.float32
+    assert torch.equal(kernel, layer.kernel())
+    values.float().sum().backward()
+    assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in layer.parameters())

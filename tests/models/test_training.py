@@ -395,3 +395,20 @@ def test_a_preset_trains_on_a_folder(tmp_path: Path) -> None:
     assert "@256x256" in str(loaded.card["data"])
     with pytest.raises(InputError, match="--csv FILE beside --plot"):
         command.run(arguments(*words, "--plot", str(tmp_path / "n.png")))
+
+
+def test_bfloat16_convolutions_train_an_orthogonal_network() -> None:
+    pictures = load_data("scenes:16:5:32x64")
+    states = {}
+    for precision in ("float32", "bf16"):
+        network = build(TINY, seed=0)
+        events = list(train(network, pictures, Recipe(steps=40, batch=4, lr=1e-2, precision=precision)))
+        frozen = export(network)
+        assert frozen.constants().joint < 1.00001
+        assert {value.dtype for value in (*network.parameters(), *frozen.parameters())} == {torch.float32}
+        states[precision] = frozen.state_dict(), events[-1].loss
+    (full, loss), (half, rough) = states["float32"], states["bf16"]
+    assert rough == pytest.approx(loss, rel=0.1)
+    assert any(not torch.equal(full[name], half[name]) for name in full)
+    with pytest.raises(InputError, match="precision"):
+        Recipe(precision="fp16")
