@@ -1,4 +1,4 @@
-"""One violation in a file: exact pixels before and after, the claim, and how to judge it again."""
+"""One violation, or flip that counts towards one, in a file: exact pixels, the claim, and how to judge it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
 from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim
+from attackcheck.confidence import Confidence
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.preflight import check_logits, check_mode, check_model
 from attackcheck.probe import Kind
@@ -33,6 +34,10 @@ class Outcome(Enum):
     """What became of a counterexample; the value is the sentence that is shown."""
 
     REPRODUCED = "reproduced: the claim is broken at this point"
+    COUNTED = (
+        "reproduced, and no violation by itself: the radius holds with a probability only, so that this flip counts "
+        "against it, and a rate of them is compared with it"
+    )
     FIXED = "fixed: this point no longer breaks the claim"
     CANNOT_CHECK = "cannot check"
 
@@ -199,7 +204,9 @@ def claim_of(example: Counterexample) -> Claim:
         if claim["kind"] == "class-pair":
             return ClassPairClaim(claim["L"], torch.tensor(claim["weight"], dtype=torch.float64), source=source)
         if claim["kind"] == "radii" and example.pixel is not None:
-            return RadiusClaim(_recorded_radii(example), source=source)
+            told = claim.get("confidence")
+            sure = None if told is None else Confidence(**told)
+            return RadiusClaim(_recorded_radii(example), source=source, confidence=sure)
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's numbers make the claims raise
@@ -256,6 +263,9 @@ def replay(
         judgement = _judge(judge, scene, example)
     if judgement is None:
         return Replay(Outcome.CANNOT_CHECK, None, f"this claim makes no statement of kind {example.kind.name}")
+    if judgement.verdict is Verdict.VIOLATED and isinstance(recorded, RadiusClaim) and recorded.confidence is not None:
+        judgement = replace(judgement, verdict=Verdict.COUNTED)
+        return Replay(Outcome.COUNTED, judgement, judgement.verdict.value)
     if judgement.verdict is Verdict.VIOLATED:
         return Replay(Outcome.REPRODUCED, judgement, judgement.verdict.value)
     if judgement.verdict in (Verdict.UNDECIDED, Verdict.NOT_REPRODUCED) and judgement.bound > judgement.distance:

@@ -318,7 +318,8 @@ class Examiner:
         predicted = -1 if pixel is None else int(work.scene.predicted[pixel])
         name = work.probe.evidence.attacks[attack] if attack >= 0 else "none"
         path: Path | None = None
-        if judgement.verdict is Verdict.VIOLATED and self._settings.counterexamples is not None:
+        saved = judgement.verdict in (Verdict.VIOLATED, Verdict.COUNTED)
+        if saved and self._settings.counterexamples is not None:
             example = Counterexample(
                 kind=judgement.kind,
                 clean=work.scene.image if judgement.base is None else judgement.base,

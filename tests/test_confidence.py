@@ -1,7 +1,10 @@
 """Certificates with a confidence: a rate is compared with alpha, by tests that are exact and never cry wolf."""
 
 import math
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ from attackcheck.cli import main
 from attackcheck.confidence import LEVEL, Attacked, Confidence, RateTest, rate_test
 from attackcheck.errors import InputError
 from attackcheck.models import exact
+from attackcheck.recheck import Verdict
+from attackcheck.run_folder import read_run
 
+ALONE = str(Path(__file__).parents[1] / "examples" / "replay_alone.py")
 SIZE = 8
 MODEL = exact.orthonormal_rows(seed=1)
 IMAGES = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
@@ -187,3 +193,79 @@ def test_a_sentence_says_what_was_seen():
     test = RateTest(Confidence(0.001), 512, 40, 0.512, 0.02, 1e-9)
     assert "40 of 512 attacked pixels" in test.sentence()
     assert "0.02" in test.sentence()
+
+
+# Kept, replayed, resumed ---------------------------------------------------------------------------------------------
+
+NETS = "from attackcheck.models import exact\ndef net():\n    return exact.orthonormal_rows(seed=1).float()\n"
+COMMAND = [
+    "verify",
+    "nets.py:net",
+    "--data",
+    "arrays:images.npz",
+    "--plan",
+    "quick",
+    "--pixels",
+    "20",
+    "--threads",
+    "1",
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    np.savez("images.npz", images=IMAGES.numpy())
+    np.savez("few.npz", radii=some_wrong(0.05), alpha=0.05)
+    np.savez("many.npz", radii=TRUTH * 1.2, alpha=0.001, per="image")
+    return tmp_path
+
+
+def test_a_counted_flip_is_kept_and_replayed_as_what_it_is(place, capsys):
+    assert main([*COMMAND, "--radii", "few.npz", "--out", "run", "-q"]) == 0
+    report = read_run("run").report
+    counted = [found for found in report.findings if found.verdict is Verdict.COUNTED]
+    assert len(counted) == report.rate.broken > 0
+    assert report.violations == ()
+    for found in counted:
+        capsys.readouterr()
+        assert main(["replay", str(found.counterexample), "nets.py:net"]) == 0
+        out = capsys.readouterr().out
+        assert "COUNTED" in out
+        assert "reproduced, and no violation by itself" in out
+    # Of the same radii without a confidence it is one, and of smaller ones nothing.
+    np.savez("sure.npz", radii=some_wrong(0.05))
+    np.savez("smaller.npz", radii=TRUTH / 2, alpha=0.05)
+    example = str(counted[0].counterexample)
+    assert main(["replay", example, "nets.py:net", "--radii", "sure.npz"]) == 1
+    assert main(["replay", example, "nets.py:net", "--radii", "few.npz"]) == 0
+    capsys.readouterr()
+    assert main(["replay", example, "nets.py:net", "--radii", "smaller.npz"]) == 0
+    assert "fixed" in capsys.readouterr().out
+    done = subprocess.run([sys.executable, ALONE, example, "nets.py:net"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "counted")
+
+
+@pytest.mark.parametrize(("radii", "code"), [("few.npz", 0), ("many.npz", 1)])
+def test_a_run_with_a_confidence_goes_on_where_it_stopped_and_is_shared_out(place, radii, code):
+    """The rate is one of all images together, whoever attacked them, and however often the run was started."""
+    command = [*COMMAND, "--radii", radii, "-q"]
+    assert main([*command, "--out", "whole"]) == code
+    assert main([*command, "--out", "resumed"]) == code
+    Path("resumed/parts/image-000004.npz").unlink()
+    Path("resumed/parts/image-000001.npz").unlink()
+    assert main([*command, "--out", "resumed"]) == code
+    for shard in ("1/2", "2/2"):
+        assert main([*command, "--out", "shards", "--shard", shard, "--exit-zero"]) == 0
+    assert main(["merge", "shards", "--out", "merged", "-q"]) == code
+    whole = read_run("whole").report
+    assert (whole.rate.broken > 0, whole.rate.refuted) == (True, code == 1)
+    for other in (read_run("resumed").report, read_run("merged").report):
+        assert other.rate == whole.rate
+        assert other.counts == whole.counts
+        kinds = [(v.kind, v.verdict, v.image, v.pixel, v.radius, v.distance) for v in other.findings]
+        assert kinds == [(v.kind, v.verdict, v.image, v.pixel, v.radius, v.distance) for v in whole.findings]
+        saved = [v.counterexample for v in other.findings if v.verdict is Verdict.COUNTED]
+        assert len(saved) >= whole.rate.broken > 0
+        assert all(path is not None and path.is_file() for path in saved)

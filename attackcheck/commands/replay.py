@@ -23,7 +23,8 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         "replay",
         help="judge a counterexample again",
         description="Judges a counterexample with nothing but the model, the file and the claim. Exit code: "
-        "1 reproduced, 0 fixed, 2 cannot check. Without a checkpoint or --model, the one named in the file is used.",
+        "1 reproduced, 0 fixed or only counted (the radius holds with a probability), 2 cannot check. Without a "
+        "checkpoint or --model, the one named in the file is used.",
     )
     parser.add_argument("file", help="counterexample written by attackcheck verify")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint, state_dict (with --model) or factory")
@@ -108,7 +109,7 @@ def _show(example: Counterexample, meta: Mapping[str, Any], result: Replay) -> i
         out.print(f"now:      {_numbers(now.bound, now.distance)}, {now.verdict.name}")
     if result.outcome is Outcome.CANNOT_CHECK:
         raise InputError(f"{result.outcome.value}: {result.reason}")
-    reason = "" if result.outcome is Outcome.REPRODUCED else f": {result.reason}"
+    reason = f": {result.reason}" if result.outcome is Outcome.FIXED else ""
     out.print(f"{result.outcome.value}{reason}")
     return 1 if result.outcome is Outcome.REPRODUCED else 0
 
