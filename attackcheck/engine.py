@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,7 +14,8 @@ from attackcheck import preflight
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.certifier import Plan, certify_data
 from attackcheck.claims import RadiusClaim
-from attackcheck.errors import CannotWrite, InputError, in_one_line
+from attackcheck.crew import INTERRUPTED, Crew, Work, local_crew, noted
+from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import (
     Audited,
     Event,
@@ -27,23 +25,19 @@ from attackcheck.events import (
     RunStarted,
     Warned,
 )
-from attackcheck.examination import Bench, Enough, StopEarly
+from attackcheck.examination import StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.parts import METRICS, TRIAL, Part
 from attackcheck.probe import Kind
-from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.selection import HOW
 from attackcheck.sharding import owns, share
 from attackcheck.subject import Images, Settings, Subject
 from attackcheck.summing import Header, sum_up
-from attackcheck.tally import Tally
 from attackcheck.trial import trial
 
 __all__ = ["INTERRUPTED", "Past", "header_of", "run"]
-
-INTERRUPTED = "interrupted"
 
 
 class Past(Protocol):
@@ -61,10 +55,20 @@ class Past(Protocol):
         """One of them, None if it cannot be read; its maps are not kept."""
 
 
-def run(subject: Subject, data: Images, settings: Settings, past: Past | None = None) -> Iterator[Event]:
+def run(
+    subject: Subject,
+    data: Images,
+    settings: Settings,
+    past: Past | None = None,
+    crew: Crew | None = None,
+    *,
+    maps: bool = True,
+) -> Iterator[Event]:
     """Attack every image and judge what was found; images that an earlier run has done are not attacked again.
 
-    The last event is always :class:`RunFinished`, also after Ctrl-C (the evidence in hand is judged first).
+    The last event is always :class:`RunFinished`, also after Ctrl-C (the evidence in hand is judged first). The images
+    are examined by the ``crew``; without one, by threads of this process. Without ``maps`` the report has none, and
+    memory does not grow with the number of pixels.
 
     Raises:
         InputError: if the model, the data or the settings cannot be used, before anything was attacked.
@@ -77,27 +81,23 @@ def run(subject: Subject, data: Images, settings: Settings, past: Past | None = 
         if numbers.min() < 0 or numbers.max() >= len(data):
             raise InputError(f"expected pixels of images 0 to {len(data) - 1}, got image {numbers.max()}")
     with exact_arithmetic(), torch.enable_grad():
-        yield from _Run(subject, data, settings, past).events()
+        yield from _Run(subject, data, settings, past, crew, maps).events()
 
 
 class _Run:
-    def __init__(self, subject: Subject, data: Images, settings: Settings, past: Past | None) -> None:
+    def __init__(
+        self, subject: Subject, data: Images, settings: Settings, past: Past | None, crew: Crew | None, maps: bool
+    ) -> None:
         self._subject = subject
         self._data = data
         self._settings = settings
-        self._start = time.perf_counter()
-        self._tallies: dict[int, Tally] = {}
-        self._violations = 0
+        self._work = Work(settings, data.ignore, maps=maps)
         self._past = past
         self._done: set[int] = set()
         self._numbers = share(len(data), settings.shard) if settings.image is None else (settings.image,)
         self._seconds = 0.0  # that earlier runs took
-        self._masked = False
-        self._stop: str | None = None
         self._audit: AuditReport | None = None
-        first = Bench(subject, data, settings)
-        workers = min(settings.workers, len(self._numbers)) if first.independent and settings.device == "cpu" else 1
-        self._benches = [first, *(Bench(subject, data, settings) for _ in range(workers - 1))]
+        self._crew = local_crew(subject, data, settings, len(self._numbers)) if crew is None else crew
 
     def events(self) -> Iterator[Event]:
         settings = self._settings
@@ -116,15 +116,16 @@ class _Run:
             yield from self._audited()
             yield from (Warned(code, message) for code, message in preflight.check_arithmetic())
             yield from self._restored()
-            yield from self._counted(self._trial())
-            yield from self._one_by_one() if len(self._benches) == 1 else self._side_by_side()
+            yield from self._work.counted(self._trial())
+            to_do = [number for number in self._numbers if number not in self._done]
+            yield from self._crew.examine(to_do, self._work)
             yield from self._metrics()
         except StopEarly as stop:
             stopped = str(stop)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         except (Exception, SystemExit) as error:
-            if not any(tally.radii or tally.findings for tally in self._tallies.values()):
+            if not any(tally.images or tally.findings for tally in self._work.tallies.values()):
                 raise  # nothing was found yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
@@ -144,11 +145,12 @@ class _Run:
                 yield Warned("AC126", f"the part of image {number} is damaged: it is done again")
                 continue
             self._done.add(number)
-            self._tallies[number] = part.tally
+            self._work.tallies[number] = part.tally
             self._seconds += part.seconds
             yield PartFinished(part, restored=True)
-        findings = [finding for number in sorted(self._done) for finding in self._tallies[number].findings]
-        yield from self._counted(Finding(finding) for finding in findings)
+            self._work.release(part)
+        findings = [finding for number in sorted(self._done) for finding in self._work.tallies[number].findings]
+        yield from self._work.counted(Finding(finding) for finding in findings)
 
     def _audited(self) -> Iterator[Event]:
         """The quick part of the audit of the weights; whatever goes wrong in it, attacks have the last word."""
@@ -186,7 +188,7 @@ class _Run:
             refine=False,
         )
         *_, (table, _, _) = certify_data(self._subject, self._data, plan)
-        tally = self._tallies[METRICS] = Tally(self._data.ignore)
+        tally = self._work.tally(METRICS)
         for found in table.findings:
             violation = found.as_violation(self._data.name, table.images)
             tally.findings.append(violation)
@@ -201,118 +203,25 @@ class _Run:
         if TRIAL in self._done or not owns(self._settings.shard, first=True):
             return
         start = time.perf_counter()
-        tally = self._tallies[TRIAL] = Tally(self._data.ignore)
-        yield from _noted(trial(claim, self._settings, tally), tally)
+        tally = self._work.tally(TRIAL)
+        yield from noted(trial(claim, self._settings, tally), tally)
         yield PartFinished(Part(TRIAL, "gadgets", True, time.perf_counter() - start, tally))
-
-    def _to_do(self) -> list[int]:
-        return [number for number in self._numbers if number not in self._done]
-
-    def _one_by_one(self) -> Iterator[Event]:
-        for index in self._to_do():
-            yield from self._counted(self._examine(self._benches[0], index))
-
-    def _examine(self, bench: Bench, index: int) -> Iterator[Event]:
-        tally = self._tallies[index] = Tally(self._data.ignore)
-        yield from _noted(bench.examine(index, tally, self._reason_to_stop), tally)
-
-    def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Pass events on; enough violations are a reason to stop."""
-        for event in events:
-            if isinstance(event, Warned) and event.code == "AC107":  # once is enough, whatever image it is about
-                if self._masked:
-                    continue
-                self._masked = True
-            if isinstance(event, Finding) and event.violation.verdict is Verdict.VIOLATED:
-                self._violations += 1
-                if self._violations == self._settings.maxfail:
-                    self._stop = f"stopped after {self._violations} violations (maxfail {self._settings.maxfail})"
-            yield event
-            if self._stop is not None and isinstance(event, Finding) and self._settings.maxfail == self._violations:
-                yield from _summed_up(events, self._stop)
-                raise StopEarly(self._stop)
-
-    def _side_by_side(self) -> Iterator[Event]:
-        """Each bench takes the next image in a thread of its own; events come as they happen."""
-        happened: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
-        indices, lock = iter(self._to_do()), threading.Lock()
-
-        def work(bench: Bench) -> None:
-            try:
-                while self._stop is None:
-                    with lock:
-                        index = next(indices, None)
-                    if index is None:
-                        break
-                    with torch.enable_grad():
-                        for event in self._examine(bench, index):
-                            happened.put(event)
-            except BaseException as error:
-                self._stop = self._stop or "stopped with the rest"
-                happened.put(error)
-            finally:
-                happened.put(None)
-
-        threads = [threading.Thread(target=work, args=(bench,), daemon=True) for bench in self._benches]
-        for thread in threads:
-            thread.start()
-        first: BaseException | None = None
-        running = len(threads)
-        while running:
-            try:
-                event = happened.get()
-                if event is None:
-                    running -= 1
-                elif isinstance(event, BaseException):
-                    first = first or event
-                else:
-                    with suppress(StopEarly):
-                        yield from self._counted(iter([event]))
-            except KeyboardInterrupt as interruption:
-                if self._stop == INTERRUPTED:
-                    raise  # the second time: do not wait for the verdicts
-                self._stop, first = INTERRUPTED, interruption
-            except CannotWrite as full:
-                self._stop, first = str(full), first or full
-        if first is not None:
-            raise first
-
-    def _reason_to_stop(self) -> str | None:
-        budget = self._settings.budget
-        if self._stop is None and budget is not None and time.perf_counter() - self._start > budget:
-            return f"stopped after the budget of {budget:g} s"
-        return self._stop
 
     def _header(self) -> Header:
         header = header_of(self._subject, self._data, self._settings)
-        threads = torch.get_num_threads() * len(self._benches)
-        return replace(header, subject={**header.subject, "threads": threads})
+        return replace(header, subject={**header.subject, "threads": self._crew.threads})
 
     def _report(self, stopped: str | None, failed: bool) -> Report:
-        seconds = self._seconds + time.perf_counter() - self._start
-        return sum_up(self._header(), self._tallies, seconds=seconds, stopped=stopped, failed=failed, audit=self._audit)
-
-
-def _summed_up(events: Iterator[Event], reason: str) -> Iterator[Event]:
-    """What is still said when nothing more is to be judged."""
-    if isinstance(events, Generator):
-        with suppress(StopEarly, StopIteration):
-            event = events.throw(Enough(reason))
-            while True:
-                yield event
-                event = next(events)
-
-
-def _noted(events: Iterator[Event], tally: Tally) -> Generator[Event, None, None]:
-    """Keep the warnings with what they are about; what is thrown in goes on to the events."""
-    while (event := next(events, None)) is not None:
-        if isinstance(event, Warned):
-            tally.warnings.append((event.code, event.message))
-        try:
-            yield event
-        except Enough as stop:
-            yield from _summed_up(events, str(stop))
-            raise
+        seconds = self._seconds + self._work.seconds
+        return sum_up(
+            self._header(),
+            self._work.tallies,
+            seconds=seconds,
+            stopped=stopped,
+            failed=failed,
+            audit=self._audit,
+            released=self._work.released,
+        )
 
 
 def selection_of(settings: Settings) -> str:

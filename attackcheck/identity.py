@@ -20,7 +20,7 @@ from attackcheck.errors import InputError
 from attackcheck.preflight import check_image
 from attackcheck.subject import Images, Settings, Subject
 
-__all__ = ["differences", "identity_of", "listed"]
+__all__ = ["differences", "identity_of", "listed", "model_of"]
 
 SAMPLED = 32
 """Logits of the first image that are compared."""
@@ -65,11 +65,7 @@ def identity_of(subject: Subject, data: Images, settings: Settings, images: list
         pixels = {"sha256": hashlib.sha256(np.ascontiguousarray(pixels, np.int64).tobytes()).hexdigest()}
     identity = {
         "attackcheck": metadata.version("attackcheck"),
-        "model": {
-            "weights_sha256": _weights(subject.model),
-            "factory_sha256": subject.meta.get("factory_sha256"),
-            "logits": _sample(subject, data, settings.device),
-        },
+        "model": model_of(subject, data, settings.device),
         "claim": {**subject.claim.to_dict(), "sha256": _certifier(subject.claim)},
         "data": hashlib.sha256(json.dumps(images, sort_keys=True).encode()).hexdigest(),
         "plan": [vars(stage) for stage in settings.plan.stages],
@@ -90,6 +86,15 @@ def identity_of(subject: Subject, data: Images, settings: Settings, images: list
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
+
+
+def model_of(subject: Subject, data: Images, device: str) -> dict[str, Any]:
+    """What tells models apart: hashes of the weights and of the factory's file, some logits of the first image."""
+    return {
+        "weights_sha256": _weights(subject.model),
+        "factory_sha256": subject.meta.get("factory_sha256"),
+        "logits": _sample(subject, data, device),
+    }
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -150,9 +150,7 @@ class Examiner:
         work.attacked &= ~stuck
         tally.unchecked[STUCK] += int(stuck.sum())
         ignored = torch.zeros_like(work.attacked) if work.labels is None else work.labels == ignore
-        tally.radii.append(radius.numpy())
-        tally.flip_distances.append(seen.flip_distance.cpu().numpy())
-        tally.attacked.append(work.attacked.numpy())
+        tally.add_maps(radius.numpy(), seen.flip_distance.cpu().numpy(), work.attacked.numpy())
         rest = ~work.attacked & ~stuck
         tally.unchecked["ignored label"] += int((ignored & rest).sum())
         tally.unchecked["radius 0"] += int(((radius <= 0) & ~ignored & rest).sum())

@@ -175,9 +175,7 @@ def load_part(path: Path, folder: Path, ignore: int) -> Part:
         maps = _read_maps(arrays, meta) if "radius" in arrays else None
         if maps is not None:
             labels = None if maps.labels is None else maps.labels.numpy()
-            tally.radii.append(maps.radius.numpy())
-            tally.flip_distances.append(maps.flip_distance.numpy())
-            tally.attacked.append(maps.attacked.numpy())
+            tally.add_maps(maps.radius.numpy(), maps.flip_distance.numpy(), maps.attacked.numpy())
             tally.add_classes(maps.predicted.numpy(), maps.radius.numpy(), labels)
             if len(arrays["pixels"]):
                 tally.add_pixels(_read_pixels(arrays, maps.attacks))

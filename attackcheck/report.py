@@ -145,6 +145,9 @@ class Report:
     radii: Sequence[Array] = field(repr=False)
     flip_distances: Sequence[Array] = field(repr=False)
     attacked_pixels: Sequence[Array] = field(repr=False)
+    images: int  # examined
+    examined: int  # pixels of these images
+    attacked_count: int  # pixels that were aimed at
     counts: Mapping[str, int]  # verdicts of pixels
     unchecked: Mapping[str, int]  # reasons
     attacks: tuple[AttackSummary, ...]
@@ -192,11 +195,6 @@ class Report:
         """Which pixels were aimed at, bool."""
         return _stacked(self.attacked_pixels)
 
-    @property
-    def attacked_count(self) -> int:
-        """How many pixels were aimed at."""
-        return int(sum(int(mask.sum()) for mask in self.attacked_pixels))
-
     def exit_code(self, strict: bool = False) -> int:
         """0, 1 or 2 of the command line (130 is for interruptions, decided by the caller)."""
         if not self.sound:
@@ -218,7 +216,7 @@ class Report:
             "selection": self.selection,
             "stopped": self.stopped,
             "seconds": self.seconds,
-            "images": len(self.radii),
+            "images": self.images,
             "numbers": list(self.numbers),
             "shard": None if self.shard is None else list(self.shard),
             "attacked_pixels": self.attacked_count,

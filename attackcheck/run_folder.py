@@ -12,7 +12,7 @@ import platform
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from io import TextIOWrapper
@@ -39,6 +39,7 @@ from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.sharding import owns, share
 from attackcheck.summing import Header, sum_up
+from attackcheck.tally import Tally
 
 try:
     import fcntl
@@ -110,13 +111,9 @@ class Run:
         Raises:
             InputError: if a part is damaged.
         """
-        tallies, audit = {}, self.audit
-        seconds = 0.0 if audit is None else audit.seconds
-        for part in self._all():
-            tallies[part.number] = part.tally
-            seconds += part.seconds
-        stopped = f"{len(self.missing)} of {self.header.images} images are missing" if self.missing else None
-        return sum_up(self.header, tallies, seconds=seconds, stopped=stopped, audit=audit)
+        *_, last = self.events()
+        assert isinstance(last, RunFinished)
+        return last.report
 
     @property
     def unfinished(self) -> list[int]:
@@ -142,22 +139,57 @@ class Run:
         yield RunStarted(
             header.subject, header.images, header.plan, header.seed, header.selection, numbers, header.shard
         )
-        if self.audit is not None:
-            yield Audited(self.audit)
+        audit = self.audit
+        if audit is not None:
+            yield Audited(audit)
+        tallies, released = {}, Tally(header.ignore)
+        seconds = 0.0 if audit is None else audit.seconds
         for part in self._all():
             yield PartFinished(part, restored=True)
-        yield RunFinished(self.report)
+            tallies[part.number] = part.tally.without_maps(released)
+            seconds += part.seconds
+        missing = len(self.missing)
+        stopped = f"{missing} of {header.images} images are missing" if missing else None
+        report = sum_up(header, tallies, seconds=seconds, stopped=stopped, audit=audit, released=released)
+        yield RunFinished(
+            replace(
+                report,
+                radii=_Stored(self, report.numbers, "radius"),
+                flip_distances=_Stored(self, report.numbers, "flip_distance"),
+                attacked_pixels=_Stored(self, report.numbers, "attacked"),
+            )
+        )
 
     def _all(self) -> Iterator[Part]:
         done = set(self.numbers)
         partial = {n for file in self._files() if (n := _number(file, partial=True)) is not None} - done
         for number in sorted(done | partial):
-            name = name_of_part(number, partial=number in partial)
-            yield load_part(self.path / PARTS / name, self.path, self.header.ignore)
+            yield self.load(number, partial=number in partial)
+
+    def load(self, number: int, *, partial: bool = False) -> Part:
+        """A part; InputError if it is damaged or not there."""
+        return load_part(self.path / PARTS / name_of_part(number, partial=partial), self.path, self.header.ignore)
 
     def _files(self) -> list[Path]:
         folder = self.path / PARTS
         return list(folder.iterdir()) if folder.is_dir() else []
+
+
+class _Stored(Sequence[Any]):
+    """Maps ``(H, W)`` of the images of a run, read from its parts one at a time whenever they are asked for."""
+
+    def __init__(self, run: Run, numbers: Sequence[int], name: str) -> None:
+        self._run, self._numbers, self._name = run, numbers, name
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        number = self._numbers[place]
+        part = self._run.load(number, partial=number not in self._run.numbers)
+        return getattr(part.maps, self._name).numpy()
 
 
 class RunFolder(Run):

@@ -40,9 +40,12 @@ def sum_up(
     stopped: str | None = None,
     failed: bool = False,
     audit: AuditReport | None = None,
+    released: Tally | None = None,
 ) -> Report:
-    """One report over the tallies of all parts, in the order of their numbers."""
+    """One report over the tallies of all parts, in the order of their numbers, and what they have released."""
     tally = Tally(header.ignore)
+    if released is not None:
+        tally.extend(released)
     for number in sorted(tallies):
         tally.extend(tallies[number])
     rate = _rate(header, tally)
@@ -56,6 +59,9 @@ def sum_up(
         radii=tally.radii,
         flip_distances=tally.flip_distances,
         attacked_pixels=tally.attacked,
+        images=tally.images,
+        examined=tally.examined,
+        attacked_count=tally.aimed,
         counts={verdict: count for verdict, count in tally.verdicts.items() if count},
         unchecked={reason: count for reason, count in tally.unchecked.items() if count},
         attacks=tally.attacks(header.attacks),
@@ -68,7 +74,7 @@ def sum_up(
         stopped=stopped,
         failed=failed,
         audit=audit,
-        numbers=tuple(number for number in sorted(tallies) if tallies[number].radii),
+        numbers=tuple(number for number in sorted(tallies) if tallies[number].images),
         shard=header.shard,
         warnings=tuple(tally.warnings),
         rate=rate,

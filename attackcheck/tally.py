@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from attackcheck.confidence import Attacked
+from attackcheck.medians import Median
 from attackcheck.probe import Cost, Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import (
@@ -27,7 +29,10 @@ __all__ = ["AttackedPixels", "Tally"]
 
 Array = np.ndarray[Any, Any]
 LARGE = 1e38
-"""Radii of whole images are kept in float32, infinite ones as this."""
+"""Medians of radii are taken in float32, of infinite ones as this."""
+
+LOOSE = 256
+"""Groups of attacked pixels that are kept before they are joined."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,25 @@ class AttackedPixels:
     by_attack: dict[str, Array]  # attack -> (M,) distance
 
 
+def _together(groups: Sequence[AttackedPixels]) -> AttackedPixels:
+    """All groups as one: an attack that was not yet there for a group was not aimed at it and flipped nothing."""
+    names = list(dict.fromkeys(name for group in groups for name in group.by_attack))
+    aimed = [name for name in names if any(name in group.aimed for group in groups)]
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(group, name) for group in groups])
+
+    def by(name: str, attack: str, missing: float | bool) -> Array:
+        return np.concatenate([getattr(g, name).get(attack, np.full(len(g.radius), missing)) for g in groups])
+
+    plain = ("radius", "distance", "confirmed", "lipschitz_slack", "predicted", "pixels")
+    return AttackedPixels(
+        **{name: joined(name) for name in plain},
+        aimed={name: by("aimed", name, False) for name in aimed},
+        by_attack={name: by("by_attack", name, math.inf) for name in names},
+    )
+
+
 @dataclass
 class _Spent:
     objective: str
@@ -55,13 +79,13 @@ class _PerClass:
     pixels: int = 0
     labelled: int = 0
     correct: int = 0
-    radii: list[Array] = field(default_factory=list)
+    radii: Median = field(default_factory=Median)
 
     def extend(self, other: _PerClass) -> None:
         self.pixels += other.pixels
         self.labelled += other.labelled
         self.correct += other.correct
-        self.radii += other.radii
+        self.radii.extend(other.radii)
 
 
 @dataclass
@@ -87,6 +111,9 @@ class Tally:
 
     def __init__(self, ignore: int) -> None:
         self._ignore = ignore
+        self.images = 0
+        self.examined = 0  # pixels of these images
+        self.aimed = 0  # of them attacked
         self.radii: list[Array] = []
         self.flip_distances: list[Array] = []
         self.attacked: list[Array] = []
@@ -100,6 +127,7 @@ class Tally:
         self.unsaved = 0  # counterexamples that could not be written
         self.warnings: list[tuple[str, str]] = []  # code and message
         self._pixels: list[AttackedPixels] = []
+        self._loose = 0  # of them, at the end
         self._spent: dict[str, _Spent] = {}
         self._classes: dict[int, _PerClass] = {}
         self._budgets: dict[tuple[float, str], _Budget] = {}
@@ -116,6 +144,9 @@ class Tally:
 
     def extend(self, other: Tally) -> None:
         """Add another tally's images after one's own."""
+        self.images += other.images
+        self.examined += other.examined
+        self.aimed += other.aimed
         self.radii += other.radii
         self.flip_distances += other.flip_distances
         self.attacked += other.attacked
@@ -137,6 +168,29 @@ class Tally:
             self._classes.setdefault(index, _PerClass()).extend(entry)
         for key, budget in other._budgets.items():
             self._budgets.setdefault(key, _Budget()).extend(budget)
+
+    def without_maps(self, to: Tally) -> Tally:
+        """The same without maps; what else takes memory, and may be added up in any order, is handed over."""
+        for index, entry in self._classes.items():
+            to._classes.setdefault(index, _PerClass()).extend(entry)
+        to._pixels += self._pixels
+        to._loose += len(self._pixels)
+        if to._loose > LOOSE:
+            to._pixels[-to._loose :] = [_together(to._pixels[-to._loose :])]
+            to._loose = 0
+        rest = copy.copy(self)
+        rest._classes, rest._pixels, rest._loose = {}, [], 0
+        rest.radii, rest.flip_distances, rest.attacked = [], [], []
+        return rest
+
+    def add_maps(self, radius: Array, flip_distance: Array, attacked: Array) -> None:
+        """Of one image, ``(H, W)`` each."""
+        self.images += 1
+        self.examined += radius.size
+        self.aimed += int(attacked.sum())
+        self.radii.append(radius)
+        self.flip_distances.append(flip_distance)
+        self.attacked.append(attacked)
 
     def add_pixels(self, pixels: AttackedPixels) -> None:
         """Results of pixels that were aimed at."""
@@ -161,7 +215,7 @@ class Tally:
             mask = predicted == index
             entry = self._classes.setdefault(index, _PerClass())
             entry.pixels += int(mask.sum())
-            entry.radii.append(np.minimum(radius[mask], LARGE).astype(np.float32))
+            entry.radii.add(np.minimum(radius[mask], LARGE).astype(np.float32))
             if labels is not None:
                 valid = mask & (labels != self._ignore)
                 entry.labelled += int(valid.sum())
@@ -234,7 +288,7 @@ class Tally:
                     name=names[index] if names is not None and index < len(names) else str(index),
                     pixels=entry.pixels,
                     accuracy=entry.correct / entry.labelled if entry.labelled else None,
-                    median_radius=float(np.median(np.concatenate(entry.radii))),
+                    median_radius=entry.radii.value(),
                     attacked=len(reached),
                     median_flip_distance=float(np.median(reached)) if len(reached) else math.inf,
                 )

@@ -14,10 +14,12 @@ from torch import Tensor
 from attackcheck.attacks.plans import Plan, plan_of_attacks
 from attackcheck.attacks.plans import plan as read_plan
 from attackcheck.claims import Claim
+from attackcheck.crew import Crew
 from attackcheck.engine import run
 from attackcheck.errors import InputError
 from attackcheck.events import Event, RunFinished
 from attackcheck.metrics import MetricClaim
+from attackcheck.on_ray.cluster import read_engine
 from attackcheck.regions import RegionRequest, parse_region
 from attackcheck.report import Report
 from attackcheck.selection import HOW, Choose, PixelChoice, check_pixels
@@ -99,6 +101,7 @@ def verify(
     device: str = "cpu",
     crops: bool = True,
     workers: int = 1,
+    engine: str = "threads",
     audit: bool = True,
     counterexamples: str | Path | None = None,
     metrics: Sequence[MetricClaim] = (),
@@ -128,6 +131,8 @@ def verify(
         device: where the model runs.
         crops: attack pixels on crops where the receptive field is small enough; False: on whole images.
         workers: images examined side by side on a CPU, each on a copy of the model.
+        engine: who examines the images: ``"threads"`` of this process, or with ``"ray"`` or ``"ray:ADDRESS"`` workers
+            of a Ray cluster (extra ``ray``), as many as it has processors or GPUs; the model is pickled.
         audit: first see what the weights of a module prove of a Lipschitz or class-pair claim.
         counterexamples: folder for counterexamples; None saves none.
         metrics: claims about all these images together, such as ``MetricClaim("accuracy", eps=0.1, value=0.9)``.
@@ -140,6 +145,7 @@ def verify(
         InputError: if something given cannot be used.
     """
     check_settings(seed=seed, tolerance=tolerance, maxfail=maxfail, budget=budget, batch=batch, pixels=pixels)
+    address = read_engine(engine)
     if choose not in HOW:
         raise InputError(f"expected pixels to be chosen by {', '.join(HOW)}, got {choose!r}")
     settings = Settings(
@@ -162,9 +168,10 @@ def verify(
         audit=audit,
         metrics=tuple(metrics),
     )
-    subject = Subject(model, claim, {"model": type(model).__name__})
+    subject, data = Subject(model, claim, {"model": type(model).__name__}), ArrayImages(images, labels)
+    crew = None if address is None else _on_ray(subject, data, settings, address)
     report: Report | None = None
-    for event in run(subject, ArrayImages(images, labels), settings):
+    for event in run(subject, data, settings, crew=crew):
         if on_event is not None:
             on_event(event)
         if isinstance(event, RunFinished):
@@ -172,6 +179,13 @@ def verify(
     if report is None:
         raise RuntimeError("the run ended without a report")
     return report
+
+
+def _on_ray(subject: Subject, data: ArrayImages, settings: Settings, address: str) -> Crew:
+    from attackcheck.on_ray.crew import RayCrew
+    from attackcheck.on_ray.worker import Given
+
+    return RayCrew(subject, data, settings, Given(subject), address=address)
 
 
 def check_settings(

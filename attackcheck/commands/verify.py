@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,13 @@ from attackcheck.commands.sources import (
     replay_options,
 )
 from attackcheck.errors import CannotWrite, InputError, printable
+from attackcheck.on_ray.cluster import read_engine
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from attackcheck.attacks.plans import Plan
+    from attackcheck.crew import Crew
     from attackcheck.events import Event
     from attackcheck.report import Report
     from attackcheck.run_folder import RunFolder
@@ -72,6 +76,12 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--no-crops", action="store_true", help="attack pixels on whole images, not on crops of them")
     parser.add_argument("--threads", type=int, metavar="N", help="images side by side on a CPU (default: all cores)")
     parser.add_argument(
+        "--engine",
+        default="threads",
+        metavar="threads|ray[:ADDRESS]",
+        help="who examines the images: threads of this process (default), or workers of a Ray cluster (extra `ray`)",
+    )
+    parser.add_argument(
         "--tolerance", type=float, default=1e-5, help="relative excess that is rounding (default: 1e-5)"
     )
     parser.add_argument("--strict", action="store_true", help="ROUNDING and DEPLOYED_ONLY fail too")
@@ -108,6 +118,7 @@ _REGION_HELP = (
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    address = read_engine(arguments.engine)
     settings, data = _settings(arguments)
     from attackcheck.baseline import read_baseline
     from attackcheck.engine import INTERRUPTED, run
@@ -123,9 +134,8 @@ def _run(arguments: argparse.Namespace) -> int:
         written.append(JsonReporter(arguments.json))
     if arguments.junit is not None:
         written.append(JunitReporter(arguments.junit))
-    subject = load_subject(arguments, lambda: data[settings.image or 0].image)
-    if arguments.refined:
-        subject = _refined(subject, data)
+    source = _Source(arguments)
+    subject = source(lambda: data[settings.image or 0].image)
     replay = ["attackcheck", "replay", *replay_options(arguments)]
     if arguments.html is not None:
         from attackcheck.commands.report import command_of
@@ -161,7 +171,8 @@ def _run(arguments: argparse.Namespace) -> int:
         console = stack.enter_context(
             ConsoleReporter(replay, quiet=arguments.quiet, verbose=arguments.verbose, tables=arguments.json != "-")
         )
-        for event in _to_the_end(run(subject, data, settings, past), [console, *written]):
+        crew = None if address is None else _on_ray(subject, data, settings, source, address)
+        for event in _to_the_end(run(subject, data, settings, past, crew, maps=False), [console, *written]):
             if isinstance(event, RunFinished):
                 report = event.report
     if report is None:
@@ -283,13 +294,25 @@ def _own_device(arguments: argparse.Namespace) -> str:
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
 
 
-def _refined(subject: Subject, data: Images) -> Subject:
-    """The same model with its refined certificate as the claim."""
-    from dataclasses import replace
+@dataclass(frozen=True)
+class _Source:
+    """What is examined, loaded as the options say: here, and on every worker of a cluster."""
 
-    from attackcheck.refined import refine
+    arguments: argparse.Namespace
 
-    return replace(subject, claim=refine(subject.model, tuple(data[0].image.shape)).claim())
+    def __call__(self, image: Callable[[], Tensor]) -> Subject:
+        subject = load_subject(self.arguments, image)
+        if not self.arguments.refined:
+            return subject
+        from attackcheck.refined import refine
+
+        return replace(subject, claim=refine(subject.model, tuple(image().shape)).claim())
+
+
+def _on_ray(subject: Subject, data: Images, settings: Settings, source: _Source, address: str) -> Crew:
+    from attackcheck.on_ray.crew import RayCrew
+
+    return RayCrew(subject, data, settings, source, address=address, limit=source.arguments.threads)
 
 
 def _with_regions(chosen: Plan) -> Plan:

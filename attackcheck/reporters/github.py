@@ -85,7 +85,7 @@ class GithubReporter:
         lines = [
             f"### attackcheck: {verdict}",
             "",
-            f"{len(broken)} violations in {report.attacked_count:,} attacked pixels of {len(report.radii)} images, "
+            f"{len(broken)} violations in {report.attacked_count:,} attacked pixels of {report.images} images, "
             f"plan {_cell(report.plan)}, seed {report.seed}. {_cell(str(report.subject.get('claim_text', '')))}.",
             "",
         ]

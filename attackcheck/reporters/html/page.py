@@ -134,12 +134,11 @@ def _sections(content: Content, audited: bool) -> Iterator[tuple[str, str]]:
 def _tiles(report: Report) -> Iterator[_Tile]:
     broken = len(report.violations)
     yield _Tile(f"{broken:,}", "violations", "confirmed in float64", "bad" if broken else "")
-    pixels = sum(int(np.size(radius)) for radius in report.radii)
-    share = 100 * report.attacked_count / pixels if pixels else 0.0
+    share = 100 * report.attacked_count / report.examined if report.examined else 0.0
     yield _Tile(
         f"{report.attacked_count:,}",
         "attacked pixels",
-        f"{share:.1f} % of {pixels:,} in {counted(len(report.radii), 'image')}",
+        f"{share:.1f} % of {report.examined:,} in {counted(report.images, 'image')}",
     )
     pixel = report.limit.pixel
     if math.isfinite(pixel):
