@@ -1,13 +1,14 @@
 """Clean against certified accuracy: losses at equal time.
 
     python benchmarks/front.py [--seconds S] [--seeds N] [--data SPEC] [--validation SPEC] [--only NAME,...]
-                               [--arch isounet|lipnet] [--width N] [--json FILE] [--plot FILE]
+                               [--arch isounet|lipnet] [--width N] [--json FILE] [--markdown FILE] [--plot FILE]
 
 Every loss, at each of its settings, trains the same small network on the same pictures for the same CPU seconds of
 this process: the number of steps is what fits, measured on the first ones. The columns are means over seeds, in percent
 of the labelled validation pixels: right; right and certified against every perturbation of norm eps, with one budget
 for all pixels of an image, and each pixel by itself. A setting is on the front (*) if no other is better or equal in
-clean and in every jointly certified column at once. `--seeds 0` only shows what stands in the JSON file.
+clean and in every jointly certified column at once; with `--upto EPS` in those columns up to EPS. `--seeds 0` only
+shows what stands in the JSON file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from attackcheck.measures import FlipCosts, bounds, dataset
 from attackcheck.measures.names import Measure
 from attackcheck.models import Recipe, build, export, load_data, train
 from attackcheck.models.networks import SIZES
+from attackcheck.models.training import measure
 
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SETTINGS = (
@@ -37,9 +39,10 @@ SETTINGS = (
     ("margin-ce tau 32, .05", {"loss": "margin-ce", "tau": 32.0, "margin": 0.05}),
     ("hinge .05", {"loss": "hinge", "margin": 0.05}),
     ("hkr .1, tau 32", {"loss": "hkr", "margin": 0.1, "tau": 32.0}),
-    ("joint eps .1", {"loss": "joint", "margin": 0.1}),
-    ("joint eps .3", {"loss": "joint", "margin": 0.3}),
+    ("joint eps .25", {"loss": "joint", "margin": 0.25}),
+    ("joint eps .5", {"loss": "joint", "margin": 0.5}),
     ("joint eps 1", {"loss": "joint", "margin": 1.0}),
+    ("joint eps 1.5", {"loss": "joint", "margin": 1.5}),
 )
 
 
@@ -54,6 +57,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", help="results one by one; those of an earlier run with these options are kept")
+    parser.add_argument(
+        "--upto", type=float, default=EPSILONS[-1], help="largest eps that decides what is on the front"
+    )
+    parser.add_argument("--markdown", help="the table of what one budget certifies, for a page of the documentation")
     parser.add_argument("--plot")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,6 +81,8 @@ def main() -> None:
                 Path(arguments.json).write_text(json.dumps(results, indent=1))
     table = {name: summed_up(rows) for name, rows in results.items() if rows}
     show(table, arguments)
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(as_markdown(table, arguments.upto))
     if arguments.plot:
         draw(table, arguments.plot)
 
@@ -125,6 +134,7 @@ def one(pictures, validation, given, seed: int, arguments) -> dict[str, object]:
         "clean": dataset.clean(Measure.ACCURACY, None, [image.clean for image in found]),
         "joint": [dataset.certified(Measure.ACCURACY, None, found, place) for place in places],
         "alone": [dataset.per_pixel(Measure.ACCURACY, None, found, place) for place in places],
+        "miou": measure(frozen, validation, lipschitz=constants.pixel, classes=classes).miou,
         "steps": steps,
         "seconds": seconds,
     }
@@ -133,7 +143,7 @@ def one(pictures, validation, given, seed: int, arguments) -> dict[str, object]:
 def summed_up(rows):
     joint = [row["joint"][EPSILONS.index(0.3)] for row in rows]
     spread = statistics.stdev(joint) if len(rows) > 1 else float("nan")
-    return {key: mean(rows, key) for key in ("clean", "joint", "alone", "steps")} | {
+    return {key: mean(rows, key) for key in ("clean", "joint", "alone", "steps", "miou")} | {
         "seeds": len(rows),
         "spread": spread,
     }
@@ -146,22 +156,45 @@ def mean(rows, key: str):
     return statistics.fmean(values)
 
 
-def show(table, arguments) -> None:
-    points = {name: [row["clean"], *row["joint"]] for name, row in table.items()}
+def on_front(table, upto: float) -> set[str]:
+    """The settings that no other beats or equals in clean and in every certified column up to `upto`."""
+    columns = sum(eps <= upto for eps in EPSILONS)
+    points = {name: [row["clean"], *row["joint"][:columns]] for name, row in table.items()}
 
-    def beaten(name: str) -> bool:
-        mine = points[name]
+    def beaten(mine: list[float]) -> bool:
         return any(all(b >= a for a, b in zip(mine, other, strict=True)) and other != mine for other in points.values())
 
+    return {name for name, point in points.items() if not beaten(point)}
+
+
+def as_markdown(table, upto: float) -> str:
+    kept = on_front(table, upto)
+    lines = [
+        "| loss | seeds | steps | clean | " + " | ".join(f"{eps:g}" for eps in EPSILONS) + " | sd | mIoU |",
+        "| --- " * (7 + len(EPSILONS)) + "|",
+    ]
+    for name, row in table.items():
+        cells = [f"{100 * value:.1f}" for value in (row["clean"], *row["joint"])]
+        spread = f"{100 * row['spread']:.1f}" if row["seeds"] > 1 else "-"
+        title = f"**{name}**" if name in kept else name
+        values = [title, str(row["seeds"]), f"{row['steps']:.0f}", *cells, spread, f"{100 * row['miou']:.1f}"]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def show(table, arguments) -> None:
+    kept = on_front(table, arguments.upto)
     print(f"{arguments.arch} width {arguments.width}, {arguments.data}, {arguments.seconds:g} s of CPU each")
     heads = "".join(f"{eps:>7g}" for eps in EPSILONS)
-    print(f"{'':24s} {'seeds':>5s} {'steps':>6s} {'clean':>6s}  one budget:{heads}  each pixel:{heads}  sd at .3")
+    print(
+        f"{'':24s} {'seeds':>5s} {'steps':>6s} {'clean':>6s}  one budget:{heads}  each pixel:{heads}  sd at .3   mIoU"
+    )
     for name, row in table.items():
         cells = ["".join(f"{100 * value:7.1f}" for value in row[key]) for key in ("joint", "alone")]
-        mark = " " if beaten(name) else "*"
+        mark = "*" if name in kept else " "
         print(
             f"{mark} {name:22s} {row['seeds']:5d} {row['steps']:6.0f} {100 * row['clean']:6.1f}  {'':11s}{cells[0]}"
-            f"  {'':11s}{cells[1]}  {100 * row['spread']:8.2f}"
+            f"  {'':11s}{cells[1]}  {100 * row['spread']:8.2f} {100 * row['miou']:6.1f}"
         )
 
 

@@ -39,9 +39,10 @@ def _hkr(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: floa
 
 def _joint(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
     margins = _runner_up_margin(logits.detach(), labels).masked_fill(~valid, torch.inf)
-    reach = _bought_margin(margins, margin)[:, None]  # (B, 1, 1, 1)
+    reach = _bought_margin(margins, margin)  # (B, 1, 1)
     shift = torch.zeros_like(logits).scatter_(1, labels[:, None], SHARPNESS)
-    return F.cross_entropy(SHARPNESS * logits / reach - shift, labels, reduction="none") / SHARPNESS
+    each = F.cross_entropy(SHARPNESS * logits / reach[:, None] - shift, labels, reduction="none")
+    return each * reach / SHARPNESS
 
 
 def _bought_margin(margins: Tensor, eps: float) -> Tensor:
@@ -82,8 +83,9 @@ def segmentation_loss(
     "joint" follows the certificate for a whole image, with `margin` its budget eps. The number of right pixels that
     eps can flip is at most min over mu of mu eps^2 + sum_i max(0, 1 - mu c_i), c_i = m_i^2 / 2 (the dual of the
     knapsack), and the best mu is one over the cost at which the cheapest pixels have used the budget up. Let m* be the
-    margin there: a pixel counts as long as m_i < m*, so each image gets the loss CE(a z / m* - a onehot) / a, the
-    smooth form of max(0, 1 - m / m*), which is linear for wrong pixels and dies out beyond m*.
+    margin there: a pixel counts as long as m_i < m*, so each image gets the loss m* CE(a z / m* - a onehot) / a, the
+    smooth form of max(0, m* - m), which is linear for wrong pixels and dies out beyond m*. Without the
+    factor m* in front, images far from their certificate would count most.
     """
     valid = labels != IGNORE
     known = torch.where(valid, labels, 0)

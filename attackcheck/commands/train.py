@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import re
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from attackcheck.models.datasets import Dataset
     from attackcheck.models.networks import Config, Network
     from attackcheck.models.processes import Processes
-    from attackcheck.models.training import Measured, Progress, Recipe
+    from attackcheck.models.training import Progress, Recipe
     from attackcheck.reporters.training import TrainingLog
 
 __all__ = ["add_arguments", "run"]
@@ -131,7 +130,9 @@ def _train(args: argparse.Namespace, device: "torch.device", processes: "Process
 
             draw_training(Path(args.csv), Path(args.plot))
         if last is not None and finished:
-            _write(args, out, network, pictures, validation, last)
+            from attackcheck.commands.trained import write_trained
+
+            write_trained(args, device, network, pictures, validation, last)
             state.unlink(missing_ok=True)
         else:
             sys.stderr.write(f"interrupted; the same command with --resume goes on from {state}\n")
@@ -191,46 +192,6 @@ def _prepared(args: argparse.Namespace) -> "tuple[Dataset, Dataset, Config, Reci
         args.validation = args.validation or own
     pictures, validation = _split(load_data(args.data), args.validation)
     return pictures, validation, _config(args, pictures), _recipe(args)
-
-
-def _write(
-    args: argparse.Namespace,
-    out: Path,
-    network: "Network",
-    pictures: "Dataset",
-    validation: "Dataset",
-    last: "Progress",
-) -> None:
-    """The exported network as a checkpoint, with its figures."""
-    import torch
-
-    from attackcheck.models.checkpoint import save_checkpoint
-    from attackcheck.models.networks import export
-    from attackcheck.models.training import measure
-
-    frozen = export(network)
-    constants = frozen.constants()
-    classes = frozen.config.classes
-    measured = measure(frozen.to(_device(args.device)), validation, lipschitz=constants.pixel, classes=classes)
-    frozen = frozen.cpu()
-    command = "attackcheck train " + shlex.join(_options(args))
-    card: dict[str, object] = {
-        "command": command,
-        "data": pictures.name,
-        "classes": list(pictures.classes or ()),
-        "seed": args.seed,
-        "steps": last.steps,
-        "seconds": round(last.seconds, 1),
-        "torch": str(torch.__version__),
-        "parameters": sum(value.numel() for value in frozen.parameters()),
-        "validation": validation.name,
-        "accuracy": measured.accuracy,
-        "miou": measured.miou,
-        "radius_quantiles": {str(q): r for q, r in zip((0.1, 0.25, 0.5, 0.75, 0.9), measured.radii, strict=True)},
-        "certified_accuracy": {str(r): share for r, share in zip((0.05, 0.1, 0.2), measured.certified, strict=True)},
-    }
-    save_checkpoint(out, frozen, card=card)
-    _summary(out, measured, constants.joint, constants.pixel, card)
 
 
 def _split(pictures: "Dataset", spec: str | None) -> tuple["Dataset", "Dataset"]:
@@ -351,47 +312,3 @@ def _follow(
         for number, handler in previous:
             signal.signal(number, handler)
     return last
-
-
-def _options(args: argparse.Namespace) -> list[str]:
-    names: tuple[str, ...] = (
-        "arch",
-        "size",
-        "width",
-        "data",
-        "validation",
-        "crop",
-        "steps",
-        "batch",
-        "loss",
-        "tau",
-        "margin",
-        "focus",
-    )
-    options: list[str] = []
-    names += ("noise",) if args.noise else ()
-    for name in (*names, "lr", "seed", "threads"):
-        value = getattr(args, name)
-        if value is not None:
-            options += [f"--{name}", str(value)]
-    options += ["--precision", args.precision] if args.precision != "float32" else []
-    options += ["--unconstrained"] if args.unconstrained else []
-    return [*options, "--out", Path(args.out).name]
-
-
-def _summary(out: Path, measured: "Measured", joint: float, pixel: float, card: dict[str, object]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "value", title=f"{out}: {card['steps']} steps in {card['seconds']} s")
-    table.add_row("pixel accuracy", f"{measured.accuracy:.4f}")
-    table.add_row("mIoU", f"{measured.miou:.4f}")
-    table.add_row(
-        "certified radius, median (10 %, 90 %)",
-        f"{measured.radius:.3f} ({measured.radii[0]:.3f}, {measured.radii[-1]:.3f})",
-    )
-    table.add_row("certified accuracy at 0.05, 0.1, 0.2", ", ".join(f"{share:.3f}" for share in measured.certified))
-    table.add_row("Lipschitz constant, joint", f"{joint:.9f}")
-    table.add_row("Lipschitz constant, pixel", f"{pixel:.9f}")
-    table.add_row("parameters", f"{card['parameters']:,}")
-    Console().print(table)

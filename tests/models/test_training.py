@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import dataclasses
 import io
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +79,7 @@ def test_the_joint_loss_follows_the_certificate() -> None:
         reach = max(float(margins[bought]), 0.01)
         scaled = 4.0 * logits / reach
         scaled.scatter_add_(1, known[:, None], torch.full_like(own, -4.0)[:, None])
-        each = (torch.logsumexp(scaled, 1) - scaled.gather(1, known[:, None])[:, 0])[valid] / 4.0
+        each = (torch.logsumexp(scaled, 1) - scaled.gather(1, known[:, None])[:, 0])[valid] * reach / 4.0
         loss = segmentation_loss("joint", logits, labels, tau=1.0, margin=eps)
         assert float(loss) == pytest.approx(float(each.mean()), rel=1e-9)
     rich = segmentation_loss("joint", logits, labels, tau=1.0, margin=100.0)  # everything is bought
@@ -380,19 +382,68 @@ def test_presets_fill_in_what_is_not_said() -> None:
         arguments("--preset", "imagenet")
 
 
-def test_a_preset_trains_on_a_folder(tmp_path: Path) -> None:
+def written(root: Path, preset: str) -> None:
+    """Three pictures of noise in the layout in which the preset's data set is published."""
+    import numpy as np
     from PIL import Image
 
+    rng = np.random.default_rng(0)
+
+    def picture(path: Path, mode: str = "RGB", values: tuple[int, ...] = tuple(range(256))) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (40, 48, 3) if mode == "RGB" else (40, 48)
+        Image.fromarray(rng.choice(np.array(values, np.uint8), shape), mode).save(path)
+
     for index in range(3):
-        for kind in ("images", "masks"):
-            (tmp_path / kind).mkdir(exist_ok=True)
-            Image.new("RGB", (40, 32), (index * 90,) * 3).save(tmp_path / kind / f"{index}.jpg")
-    words = ("--preset", "kvasir", "--data", str(tmp_path), "--steps", "1", "--batch", "1", "--width", "4",
-             "--out", str(tmp_path / "n.pt"))  # fmt: skip
+        if preset == "kvasir":
+            picture(root / "images" / f"{index}.jpg")
+            picture(root / "masks" / f"{index}.jpg", values=(0, 255))
+        elif preset == "cityscapes":
+            for split in ("train", "val"):
+                name = f"aachen_00000{index}_000019"
+                picture(root / "leftImg8bit" / split / "aachen" / f"{name}_leftImg8bit.png")
+                picture(root / "gtFine" / split / "aachen" / f"{name}_gtFine_labelIds.png", "L", tuple(range(34)))
+        else:
+            picture(root / "images" / f"cat_{index}.jpg")
+            picture(root / "annotations" / "trimaps" / f"cat_{index}.png", "L", (1, 2, 3))
+            for split in ("trainval", "test"):
+                (root / "annotations" / f"{split}.txt").write_text("cat_0 1 1 1\ncat_1 1 1 1\ncat_2 1 1 1\n")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_train_at_a_reduced_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, name)
+    preset = PRESETS[name]
+    small = dataclasses.replace(
+        preset,
+        data=re.sub(r"@\d+x\d+", "@32x48", preset.data),
+        validation=preset.validation and re.sub(r"@\d+x\d+", "@32x48", preset.validation),
+    )
+    monkeypatch.setattr("attackcheck.models.presets.PRESETS", {**PRESETS, name: small})
+    out = tmp_path / "n.pt"
+    words = (
+        "--preset",
+        name,
+        "--data",
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--width",
+        "4",
+        "--out",
+        str(out),
+    )
     assert command.run(arguments(*words)) == 0
-    loaded = load_checkpoint(tmp_path / "n.pt")
-    assert loaded.card["classes"] == ["background", "polyp"]
-    assert "@256x256" in str(loaded.card["data"])
+    loaded = load_checkpoint(out)
+    assert loaded.lipschitz_joint < 1.00001
+    classes = loaded.card["classes"]
+    assert isinstance(classes, list)
+    assert len(classes) == {"kvasir": 2, "cityscapes": 19}.get(name, 3)
+    assert loaded.model(torch.rand(1, 3, 32, 48)).shape == (1, len(classes), 32, 48)
+    assert f"--tau {preset.tau}" in str(loaded.card["command"])
+    assert f"--size {preset.size}" in str(loaded.card["command"])
     with pytest.raises(InputError, match="--csv FILE beside --plot"):
         command.run(arguments(*words, "--plot", str(tmp_path / "n.png")))
 
