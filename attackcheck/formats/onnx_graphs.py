@@ -64,6 +64,7 @@ def _converted(graph: Any) -> nn.Module:
         warnings.simplefilter("ignore")
         import onnx2torch
 
+        _without_idle_reductions(graph)
         newest = max((entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), default=0)
         if newest > NEWEST:
             with suppress(Exception):  # not every operation has a way down
@@ -71,10 +72,45 @@ def _converted(graph: Any) -> nn.Module:
 
                 return _still(onnx2torch.convert(version_converter.convert_version(graph, NEWEST)))
             # Most newer operations are the older ones with more options. Where they are not, onnxruntime will tell.
+            _axes_as_attributes(graph)
             for entry in graph.opset_import:
                 if entry.domain in ("", "ai.onnx"):
                     entry.version = NEWEST
         return _still(onnx2torch.convert(graph))
+
+
+_PLAIN = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd")
+
+
+def _without_idle_reductions(graph: Any) -> None:
+    """A reduction told to do nothing where it has no axes is an identity: the converter would reduce over all.
+
+    Not those that change single numbers, as ReduceL1 and ReduceSumSquare do: of these nothing is assumed.
+    """
+    for node in graph.graph.node:
+        told = {entry.name: entry.i for entry in node.attribute}
+        if node.op_type in _PLAIN and told.get("noop_with_empty_axes") and not any(node.input[1:]):
+            node.op_type = "Identity"
+            del node.attribute[:]
+            del node.input[1:]
+
+
+def _axes_as_attributes(graph: Any) -> None:
+    """Reductions with constant axes, as they were written down before version 18 (ReduceSum: as it still is)."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type == "Constant":
+            constants |= dict.fromkeys(node.output, next((e.t for e in node.attribute if e.name == "value"), None))
+    for node in graph.graph.node:
+        reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
+        if reduces and len(node.input) == 2 and constants.get(node.input[1]) is not None:
+            axes = numpy_helper.to_array(constants[node.input[1]]).astype(int).flatten().tolist()
+            kept = [entry for entry in node.attribute if entry.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("axes", axes)] if axes else kept)
+            del node.input[1:]
 
 
 def _still(module: Any) -> nn.Module:

@@ -309,6 +309,45 @@ def test_weights_in_safetensors_need_no_ending(place):
     assert ac.load("weights", model="nets.py:net", lipschitz=1.0).meta["path"] == "weights"
 
 
+REDUCTIONS = ("Mean", "Max", "Min", "Sum", "L1", "L2", "LogSumExp", "SumSquare")
+
+
+def reducing(path, operation, *, opset, also="Pad", constant=False, axes=(-1, -2), **options):
+    """A graph of one convolution, an operation that has no way down to older versions, and a reduction."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    numbers = {"w": np.random.default_rng(0).random((3, 3, 1, 1), np.float32), "p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    numbers |= {"axes": np.array(axes, np.int64)} if axes is not None and not constant else {}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"])]
+    nodes.append(helper.make_node(also, ["c", "p"] if also == "Pad" else ["c"], ["r"]))
+    if constant:
+        value = numpy_helper.from_array(np.array(axes, np.int64))
+        nodes.append(helper.make_node("Constant", [], ["axes"], value=value))
+    inputs = ["r"] if axes is None else ["r", "axes"]
+    nodes.append(helper.make_node(f"Reduce{operation}", inputs, ["m"], keepdims=1, **options))
+    nodes.append(helper.make_node("Sub", ["r", "m"], ["y"]))
+    kind = TensorProto.FLOAT
+    x, y = (helper.make_tensor_value_info(name, kind, ["b", 3, None, None]) for name in "xy")
+    weights = [numpy_helper.from_array(value, name) for name, value in numbers.items()]
+    graph = helper.make_graph(nodes, "reducing", [x], [y], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), str(path))
+
+
+@pytest.mark.parametrize("opset", [18, 20, 22])
+@pytest.mark.parametrize("operation", REDUCTIONS)
+def test_reductions_whose_axes_are_an_input_agree_with_onnxruntime(tmp_path, operation, opset):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "net.onnx"
+    idle = [{"axes": None, "noop_with_empty_axes": 1}] if operation in ("Mean", "Max", "Min", "Sum") else []
+    for given in ({}, {"constant": True}, {"axes": (1,)}, {"axes": None}, {"also": "Relu"}, *idle):
+        reducing(path, operation, opset=opset, **given)
+        model = ac.load(path, lipschitz=1.0).model
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        expected = torch.from_numpy(session.run(None, {"x": IMAGES.numpy()})[0])
+        with torch.no_grad():
+            assert torch.allclose(model(IMAGES), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), given
+
+
 def test_an_onnx_graph_that_disagrees_is_not_trusted(place, tmp_path, monkeypatch):
     onnx(place(), str(tmp_path / "net.onnx"))
     ac.load("net.onnx", lipschitz=1.0)
