@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -43,6 +43,7 @@ class LiveView:
         self._finished = 0
         self._now: dict[int, str] = {}  # what each image under way is attacked with
         self._bins: dict[int, tuple[int, ...]] = {}
+        self._finished_bins: tuple[int, ...] = ()  # of all images that are done
         self._worst = 0.0
         self.violations = 0
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
@@ -81,6 +82,8 @@ class LiveView:
             case ImageFinished():
                 self._left.finished(event.image, now)
                 self._now.pop(event.image, None)
+                if event.image in self._bins:
+                    self._finished_bins = tuple(_summed([self._finished_bins, self._bins.pop(event.image)]))
                 self._finished += 1
 
     def render(self) -> RenderableType:
@@ -122,7 +125,7 @@ class LiveView:
 
     def _tightness(self) -> RenderableType:
         """The largest ratio, and how many pixels are how tight."""
-        bins = [sum(column) for column in zip(*self._bins.values(), strict=True)] if self._bins else []
+        bins = _summed([self._finished_bins, *self._bins.values()])
         worst = Text(f"worst r/d {self._worst:.4f}", "bold red" if self._worst > 1 else "bold")
         found = Text(counted(self.violations, "violation"), "bold red" if self.violations else "")
         line = Text.assemble(worst, "  ", found)
@@ -130,6 +133,10 @@ class LiveView:
             line.append("  0 ")
             line.append_text(histogram(bins))
         return line
+
+
+def _summed(rows: Iterable[tuple[int, ...]]) -> list[int]:
+    return [sum(column) for column in zip(*filter(None, rows), strict=True)]
 
 
 def histogram(bins: list[int]) -> Text:

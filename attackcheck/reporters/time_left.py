@@ -26,7 +26,6 @@ class _Image:
     calls: Sequence[str]
     last: float  # when its last call ended
     done: Counter[str] = field(default_factory=Counter)
-    finished: bool = False
 
 
 class TimeLeft:
@@ -40,10 +39,12 @@ class TimeLeft:
 
     def __init__(self, images: int) -> None:
         self._total = images
-        self._images: dict[int, _Image] = {}
+        self._images: dict[int, _Image] = {}  # under way
+        self._finished: Counter[str] = Counter()  # calls of those that are not
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._calls: Counter[str] = Counter()
-        self._ends: list[float] = []  # from the last call of an image to its end: its judging
+        self._ends = 0  # images that are finished
+        self._ending = 0.0  # from the last call of an image to its end, of all together: their judging
         self._begin: float | None = None
         self._skipped = 0
 
@@ -67,10 +68,11 @@ class TimeLeft:
 
     def finished(self, image: int, now: float) -> None:
         """An image is done."""
-        entry = self._images.get(image)
-        if entry is not None and not entry.finished:
-            entry.finished = True
-            self._ends.append(now - entry.last)
+        entry = self._images.pop(image, None)
+        if entry is not None:
+            self._finished.update(entry.done)
+            self._ends += 1
+            self._ending += now - entry.last
 
     @property
     def share(self) -> float:
@@ -89,14 +91,15 @@ class TimeLeft:
     def _cost(self) -> tuple[float, float]:
         """What was done and what is left, in seconds of calls."""
         price = self._prices()
-        end = sum(self._ends) / len(self._ends) if self._ends else 0.0
-        done = left = 0.0
+        end = self._ending / self._ends if self._ends else 0.0
+        done = sum(price(name) * count for name, count in self._finished.items()) + end * self._ends
+        left = 0.0
         for entry in self._images.values():
             spent = sum(price(name) * count for name, count in entry.done.items())
             whole = sum(price(name) for name in entry.calls)
-            done += spent + (end if entry.finished else 0.0)
-            left += 0.0 if entry.finished else max(0.0, whole - spent) + end
-        begun = len(self._images)
+            done += spent
+            left += max(0.0, whole - spent) + end
+        begun = len(self._images) + self._ends
         if begun:
             left += (done + left) / begun * max(0, self._total - self._skipped - begun)
         return done, left

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_commands_in_shell_blocks_run(mynet, page):
     assert main(small("attackcheck verify mynet.py:net --out run-after --seed 1")) == 0
     ran = 0
     for block in blocks(page, "sh"):
-        if "#SBATCH" in block or "torchrun" in block or "python -c" in block:
+        if any(word in block for word in ("#SBATCH", "torchrun", "python -c", "--engine ray")):
             continue
         for command in block.strip().splitlines():
             words = small(command)
@@ -135,6 +136,15 @@ def test_torchrun_and_merge(mynet):
     launcher = [sys.executable, "-m", "torch.distributed.run", *words]
     subprocess.run(launcher, check=True, capture_output=True, timeout=240)
     assert main(shlex.split(merge)[1:]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_the_command_on_ray_runs(mynet):
+    (block,) = [block for block in blocks("cluster.md", "sh") if "--engine ray" in block]
+    assert main(small(block)) == 0
+    assert sorted(os.listdir("run/parts")) == ["image-000000.npz", "image-000001.npz"]
 
 
 def test_the_kubernetes_job_names_every_shard_once():

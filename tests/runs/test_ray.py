@@ -85,6 +85,7 @@ def gone(mark):
 def environment(mark):
     return os.environ | {
         MARK: mark, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
     }  # fmt: skip
 
 
@@ -131,6 +132,7 @@ def start(mark, *arguments, net="slow"):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it for what it starts
     )
 
 
@@ -147,17 +149,15 @@ def whole(parts_of):
 def same(verify, plain):
     """Whether a report, and its run folder, are those of a single process."""
 
-    def check(report, run=None, net="slow"):
+    def check(report, run, cut=False):
         def read(path):
             document = plain(path)
             document["subject"].pop("threads")
             return document
 
         Path("slow").unlink(missing_ok=True)
-        assert verify("--out", "alone", "--json", "alone.json", net=net) == 1
+        assert verify("--out", "alone", "--json", "alone.json", net="slow") == 1
         assert read(report) == read("alone.json")
-        if run is None:
-            return
         assert parts(run) == parts("alone")
         found = read_run(run)
         assert found.unfinished == []
@@ -168,7 +168,8 @@ def same(verify, plain):
             for name in ("radius", "flip_distance", "flipped_by", "class_after", "attacked", "verdict"):
                 assert getattr(one.maps, name).equal(getattr(other.maps, name))
         examples = {entry.name for entry in Path("alone", "counterexamples").iterdir()}
-        assert {entry.name for entry in Path(run, "counterexamples").iterdir()} == examples
+        kept = {entry.name for entry in Path(run, "counterexamples").iterdir()}
+        assert kept >= examples if cut else kept == examples  # what a cut image has shown is not thrown away
 
     return check
 
@@ -220,7 +221,7 @@ class TestOnACluster:
         assert len(parts()) < 5
         (here / "slow").unlink()
         assert verify("--out", "run", "--json", "report.json", *engine, net="slow") == 1
-        same("report.json", "run")
+        same("report.json", "run", cut=True)
 
     @pytest.mark.usefixtures("here")
     def test_what_cannot_work_is_one_sentence(self, cluster, verify, capsys):
@@ -280,7 +281,7 @@ def test_a_cluster_of_its_own_ends_with_ctrl_c(here, same):
     (here / "slow").unlink()
     again.communicate(timeout=60)
     assert again.returncode == 1
-    same("report.json", "run")
+    same("report.json", "run", cut=True)
 
 
 def test_engines_are_read(monkeypatch):
