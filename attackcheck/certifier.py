@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from attackcheck.metric_counterexample import save_metric
 from attackcheck.metrics import MetricClaim, Pictures, judge_metric
 from attackcheck.recheck import Verdict
 from attackcheck.refined import RefinedCertificate, refine
-from attackcheck.refined.measures import refined_bounds
+from attackcheck.refined.costs import RefinedCosts
+from attackcheck.refined.tail import sorted_values
 from attackcheck.subject import Images, Subject
 
 __all__ = ["ATTACKS", "EPSILONS", "Plan", "certify_data"]
@@ -36,9 +37,6 @@ __all__ = ["ATTACKS", "EPSILONS", "Plan", "certify_data"]
 EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.17, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5)
 
 ATTACKS = (ImageAttack(),)
-
-TOGETHER = (Measure.ACCURACY, Measure.STABILITY, Measure.FNR)
-"""Measures that the refined certificate bounds with one budget for all pixels."""
 
 KEPT_BYTES = 2**29
 """Logits of the data set are kept between the two passes if they fit here; else the model is called again."""
@@ -115,7 +113,9 @@ class _Certifier:
         self._refined: list[ImageBounds] = []
         self._refinements: dict[tuple[int, ...], RefinedCertificate] = {}
         self._refinement = "" if plan.refine else "not asked for"
+        self._sorted: Tensor | None = None
         self._lost = torch.full((len(self._epsilons),), math.inf, dtype=torch.float64)
+        self._refined_lost = self._lost
         self._found: list[list[Candidate]] = []
         self._findings: list[MetricFinding] = []
         self._certified: list[Row] = []
@@ -165,7 +165,9 @@ class _Certifier:
         start = time.perf_counter()
         if self._reference is None:
             preflight.check_mode(self._frozen, image[None], own=self._own)
-        logits = preflight.check_logits(self._model, image[None])[0].clone()
+        with sorted_values(self._frozen if self._plan.refine else None) as values:
+            logits = preflight.check_logits(self._model, image[None])[0].clone()
+        self._sorted = values[-1][0] if values else None
         self._seconds["model"] += time.perf_counter() - start
         size = logits.numel() * logits.element_size()
         if self._kept_bytes + size <= KEPT_BYTES:
@@ -203,29 +205,43 @@ class _Certifier:
 
     def _refine(self, image: Tensor, logits: Tensor, labels: Tensor | None) -> None:
         """The same by the refined certificate, unless it was found for another image that there is none."""
-        start, shape = time.perf_counter(), tuple(image.shape)
+        start = time.perf_counter()
         try:
-            if shape not in self._refinements:
-                self._refinements[shape] = refine(self._frozen, shape, budget=PROOF_SECONDS)
-            certificate = self._refinements[shape]
-            costs = certificate.costs(image, logits, error=self._error)
-            self._refined.append(refined_bounds(costs, labels, self._data.ignore, self._budgets))
-            self._refinement = certificate.describe()
+            costs = self._refined_costs(image, logits, self._sorted)
+            self._refined.append(bounds(costs, labels, self._data.ignore, self._budgets, smallest=False))
         except InputError as none:
             self._refined, self._refinement = [], f"none: {none}"
         self._seconds["refined"] += time.perf_counter() - start
+
+    def _refined_costs(self, image: Tensor, logits: Tensor, values: Tensor | None = None) -> RefinedCosts:
+        shape = tuple(image.shape)
+        if shape not in self._refinements:
+            self._refinements[shape] = refine(self._frozen, shape, budget=PROOF_SECONDS)
+        certificate = self._refinements[shape]
+        self._refinement = certificate.describe()
+        return certificate.costs(image, logits, error=self._error, values=values)
 
     def _share(self) -> None:
         """Mean IoU under a budget that all classes share, once the sums over the data set are known."""
         clean = [image.clean for image in self._bounds]
         present = dataset.counted_classes(clean)
-        if self._subject.claim.joint_factor is None or not present.any():
+        if not present.any():
             return
         weights = Weights(
             torch.from_numpy(np.sum([c.intersection for c in clean], axis=0)),
             torch.from_numpy(np.sum([c.union for c in clean], axis=0)),
             torch.from_numpy(present),
         )
+        ordinary = self._subject.claim.joint_factor is not None
+        refined = len(self._refined) == len(self._data) and all(c.joint for c in self._refinements.values())
+        if ordinary:
+            self._lost = self._most_lost(weights, self._costs, "certificate")
+        if refined:
+            self._refined_lost = self._most_lost(
+                weights, lambda _, image, logits: self._refined_costs(image, logits), "refined"
+            )
+
+    def _most_lost(self, weights: Weights, costs: Callable[[int, Tensor, Tensor], FlipCosts], clock: str) -> Tensor:
         total = torch.zeros_like(self._lost)
         for index in range(len(self._data)):
             _, image, labels = self._read(index)
@@ -234,12 +250,12 @@ class _Certifier:
             logits = self._logits(index, image)
             start = time.perf_counter()
             flat = labels.flatten()
-            costs = self._costs(index, image, logits)
-            if costs.share is None:
-                return
-            total += most_lost(costs, flat, flat != self._data.ignore, weights, self._budgets)
-            self._seconds["certificate"] += time.perf_counter() - start
-        self._lost = total
+            priced = costs(index, image, logits)
+            if priced.share is None:
+                return torch.full_like(self._lost, math.inf)
+            total += most_lost(priced, flat, flat != self._data.ignore, weights, self._budgets)
+            self._seconds[clock] += time.perf_counter() - start
+        return total
 
     # Attacks -----------------------------------------------------------------------------------------------------
 
@@ -361,8 +377,9 @@ class _Certifier:
                 value = dataset.clean(measure, cls, clean)
                 constant = dataset.constant(measure, cls, clean)
                 refined = len(self._refined) == len(self._bounds)
-                shared = refined and measure in TOGETHER and all(c.joint for c in self._refinements.values())
+                shared = refined and all(c.joint for c in self._refinements.values())
                 for place, eps in enumerate(self._epsilons):
+                    lost = float(self._refined_lost[place])
                     yield Row(
                         measure=measure,
                         cls=cls,
@@ -372,7 +389,7 @@ class _Certifier:
                         per_pixel=dataset.per_pixel(measure, cls, self._bounds, place),
                         attacked=None,
                         constant=constant,
-                        refined=dataset.certified(measure, cls, self._refined, place) if shared else None,
+                        refined=dataset.certified(measure, cls, self._refined, place, lost) if shared else None,
                         refined_per_pixel=dataset.per_pixel(measure, cls, self._refined, place) if refined else None,
                     )
 

@@ -19,7 +19,6 @@ from attackcheck.measures import FlipCosts, bounds, dataset
 from attackcheck.measures.names import Measure
 from attackcheck.models import load_checkpoint, load_data, shipped
 from attackcheck.refined import refine
-from attackcheck.refined.measures import refined_bounds
 
 EPSILONS = (0.01, 0.03, 0.05, 0.1, 0.17, 0.25, 0.3, 0.5, 1.0)
 
@@ -77,7 +76,7 @@ def _calls(model, certificate, claim, sample, logits, ignore, eps):
     return {
         "forward": lambda: model(sample.image[None]),
         "ordinary": lambda: bounds(FlipCosts(claim, logits), sample.labels, ignore, eps),
-        "refined": lambda: refined_bounds(certificate.costs(sample.image, logits), sample.labels, ignore, eps),
+        "refined": lambda: bounds(certificate.costs(sample.image, logits), sample.labels, ignore, eps),
     }
 
 

@@ -243,7 +243,7 @@ def refined_costs_shared(seed: int) -> Built:
     """The twin."""
 
     def steps(certificate: RefinedCertificate, image: Tensor, logits: Tensor) -> Tensor:
-        found = certificate.costs(image, logits).steps(torch.ones(logits[0].numel(), dtype=torch.bool))
+        found = certificate.costs(image, logits).counted(torch.ones(logits[0].numel(), dtype=torch.bool))
         if found is None:
             raise ValueError("expected blocks")
         return found

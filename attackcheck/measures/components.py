@@ -24,12 +24,15 @@ class Components(NamedTuple):
 def connected(predicted: Tensor, shape: tuple[int, int], smallest: int = SMALLEST) -> Components:
     """Components with 4 neighbours of a prediction ``(H * W,)``; one is destroyed once less than half of it is left."""
     classes = predicted.cpu().numpy().reshape(shape)
-    numbers: np.ndarray[Any, Any] = np.zeros(shape, dtype=np.int64)
+    numbers: np.ndarray[Any, Any] = np.zeros(shape, dtype=np.int32)
+    labelled: np.ndarray[Any, Any] = np.empty(shape, dtype=np.int32)
     count = 0
-    for value in np.unique(classes).tolist():
-        labelled, found = ndimage.label(classes == value)
-        numbers += np.where(labelled > 0, labelled + count, 0)
-        count += int(found)
+    for value in np.flatnonzero(np.bincount(classes.ravel())).tolist():
+        mine = classes == value
+        found = int(ndimage.label(mine, output=labelled))
+        labelled += np.int32(count)
+        np.copyto(numbers, labelled, where=mine)
+        count += found
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)
     sizes[0] = 0
     large = sizes >= smallest
@@ -38,29 +41,40 @@ def connected(predicted: Tensor, shape: tuple[int, int], smallest: int = SMALLES
     return Components(torch.from_numpy(renamed[numbers.ravel()]), needed)
 
 
-def prices(components: Components, nearest: Tensor) -> tuple[Tensor, Tensor]:
+def prices(components: Components, nearest: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What destroying each component costs: ``(M,)`` sums of its cheapest flips, ``(M,)`` the dearest of these.
 
     Args:
         components: of the clean prediction.
         nearest: ``(H * W,)`` cost of the cheapest flip of each pixel.
+        added: ``(H * W,)`` what is added up, where that is something else.
     """
+    if added is not None and added is not nearest:
+        return _cheapest(components, added)[0], _cheapest(components, nearest)[1]
+    return _cheapest(components, nearest)
+
+
+def _cheapest(components: Components, nearest: Tensor) -> tuple[Tensor, Tensor]:
     count = len(components.needed)
     if count == 0:
         nothing = torch.zeros(0, dtype=torch.float64)
         return nothing, nothing.clone()
-    cost, member = nearest.double().cpu(), components.member
-    inside = (member >= 0).nonzero()[:, 0]
-    order = inside[cost[inside].argsort()]
-    order = order[member[order].argsort(stable=True)]  # by component, then by cost
-    sizes = torch.bincount(member[order], minlength=count)
-    start = torch.cumsum(sizes, dim=0) - sizes
-    sorted_cost = cost[order]
-    rank = torch.arange(len(order)) - start[member[order]]
-    taken = rank < components.needed[member[order]]
-    total = torch.zeros(count, dtype=torch.float64)
-    total.index_add_(0, member[order][taken], sorted_cost[taken])
-    return total, sorted_cost[start + components.needed - 1]
+    member = components.member.numpy()
+    cost = nearest.cpu().numpy()
+    inside = member >= 0
+    member, cost = member[inside], cost[inside]
+    sizes = np.bincount(member, minlength=count)
+    start = np.cumsum(sizes) - sizes
+    if cost.dtype == np.float32:
+        # Numbers that are not negative are in the order of their bits: sorted by component and by cost at once.
+        keys = np.sort(member << 32 | cost.view(np.int32))
+        cost = keys.astype(np.int32).view(np.float32)
+    else:
+        cost = cost[np.lexsort((cost, member))]
+    end = start + components.needed.numpy()
+    padded = np.append(cost.astype(np.float64), 0.0)  # so that the last end is a place in it, too
+    total = np.add.reduceat(padded, np.stack([start, end], axis=1).ravel())
+    return torch.from_numpy(total[::2].copy()), torch.from_numpy(cost[end - 1].astype(np.float64))
 
 
 def surviving(components: Components, changed: Tensor) -> int:

@@ -23,7 +23,10 @@ from torch import Tensor
 from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim
 from attackcheck.errors import InputError
 
-__all__ = ["FlipCosts"]
+__all__ = ["ALL", "FlipCosts", "top_two"]
+
+ALL = slice(None)
+"""All pixels."""
 
 
 class FlipCosts:
@@ -39,6 +42,7 @@ class FlipCosts:
         predicted: ``(H * W,)`` int64, the first of the largest logits.
         nearest: ``(H * W,)`` cost of the cheapest flip to any other class, infinite where there is none.
         share: see above; None where nothing is claimed about sets of pixels.
+        scale: pixels of so many rows and columns share what they cost; 1 where every pixel pays for itself.
 
     Raises:
         InputError: if the claim needs radii and has none, or fits another number of classes.
@@ -49,11 +53,12 @@ class FlipCosts:
             raise InputError(f"expected logits of shape (K, H, W), got {logits.dtype} of {tuple(logits.shape)}")
         self.shape = (int(logits.shape[1]), int(logits.shape[2]))
         self.classes = int(logits.shape[0])
+        self.scale = 1
         flat = (logits if logits.element_size() >= 4 else logits.float()).detach().flatten(1)
         self._logits = flat
         self._error = error
         self._safety = 1.0 - 64.0 * torch.finfo(flat.dtype).eps
-        self._best, self._second, self.predicted = _top_two(flat)
+        self._best, self._second, self.predicted = top_two(flat)
         self.share = claim.joint_factor if getattr(claim, "norm", 2) == 2 else None
         self._unit, self._spread, self._radius = 0.0, None, None
         if isinstance(claim, LipschitzClaim):
@@ -66,15 +71,42 @@ class FlipCosts:
             self._radius = _squares(radius.to(flat.device).flatten())
         self.nearest = self._nearest()
 
-    def towards(self, label: int) -> Tensor:
-        """Cost ``(H * W,)`` of turning every pixel into class ``label``; 0 where it is that class."""
+    def towards(self, label: int, some: slice = ALL) -> Tensor:
+        """Cost ``(H * W,)`` of turning every pixel (or some) into class ``label``; 0 where it is that class."""
         if self._radius is not None:
-            cost = torch.where(self.predicted == label, 0.0, self._radius)
+            cost = torch.where(self.predicted[some] == label, 0.0, self._radius[some])
         elif self._spread is not None:
-            cost = self._pairwise(label)
+            cost = self._pairwise(label, some)
         else:
-            cost = self._meeting(label)
+            cost = self._meeting(label, some)
         return cost.mul_(self._safety)
+
+    def together(self, label: int, some: slice = ALL) -> Tensor:
+        """What turning pixels into class ``label`` adds where many flip; `towards`, unless pixels share."""
+        return self.towards(label, some)
+
+    def counted(self, for_sale: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Costs whose n smallest add up to at most what any n flips of the pixels for sale ``(H * W,)`` cost.
+
+        None where that is so of `nearest` itself, or where nothing is claimed about sets.
+        """
+        return None
+
+    def paired(self, label: int, broken: Tensor, made: Tensor) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Costs that add up, of changing the pixels `broken` and of turning those `made` into class ``label``.
+
+        Args:
+            label: the class.
+            broken, made: ``(H * W,)`` bool, disjoint.
+
+        Returns:
+            Both in no order, with infinite ones that do not count; None where `nearest` and `towards` add up.
+        """
+        return None
+
+    def adding_up(self) -> Tensor:
+        """Costs ``(H * W,)`` of changing pixels, whose sum over any set is at most what the set costs."""
+        return self.nearest
 
     def _nearest(self) -> Tensor:
         if self.classes == 1:
@@ -86,13 +118,13 @@ class FlipCosts:
             return gap.square_().mul_(self._unit * self._safety / 2.0)
         nearest = torch.full_like(self._best, math.inf)
         for label in range(self.classes):
-            cost = self._pairwise(label).masked_fill_(self.predicted == label, math.inf)
+            cost = self._pairwise(label, ALL).masked_fill_(self.predicted == label, math.inf)
             nearest = torch.minimum(nearest, cost)
         return nearest.mul_(self._safety)
 
-    def _meeting(self, label: int) -> Tensor:
-        first = self._best - self._logits[label]  # of the predicted class over this one
-        second = self._second - self._logits[label]
+    def _meeting(self, label: int, some: slice) -> Tensor:
+        first = self._best[some] - self._logits[label, some]  # of the predicted class over this one
+        second = self._second[some] - self._logits[label, some]
         if self._error:
             first, second = first.sub_(self._error).clamp_min_(0.0), second.sub_(self._error)
         # With gaps f and s the three meet at (f + s) / 3 above this class, which is below the runner-up if 2 s > f; the
@@ -100,28 +132,29 @@ class FlipCosts:
         beyond = second.mul_(2.0).sub_(first).clamp_min_(0.0).square_()
         return first.square_().mul_(self._unit / 2.0).add_(beyond, alpha=self._unit / 6.0)
 
-    def _pairwise(self, label: int) -> Tensor:
+    def _pairwise(self, label: int, some: slice) -> Tensor:
         if self._spread is None:
             raise RuntimeError("no class pairs are known")
-        gap = (self._best - self._logits[label]).sub_(self._error).clamp_min_(0.0)
-        allowed = self._spread[label].to(gap.dtype)[self.predicted]
+        gap = (self._best[some] - self._logits[label, some]).sub_(self._error).clamp_min_(0.0)
+        allowed = self._spread[label].to(gap.dtype)[self.predicted[some]]
         return torch.where(gap > 0, gap / allowed, torch.zeros_like(gap)).square_()
 
 
-def _top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest and second largest logit and the first class that has the largest, each ``(n,)``.
 
-    Class by class: on a CPU that is several times faster than max or topk over a short dimension.
+    Class by class, and without masks: on a CPU that is several times faster than max or topk over a short dimension.
     """
     best = logits[0].clone()
     second = torch.full_like(best, -math.inf)
-    predicted = torch.zeros(best.shape, dtype=torch.int64, device=best.device)
+    predicted = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
     for label in range(1, logits.shape[0]):
         z = logits[label]
-        predicted.masked_fill_(z > best, label)
+        # The last class that exceeds all before it is the first of the largest.
+        predicted = torch.maximum(predicted, (z > best).to(torch.int16).mul_(label))
         second = torch.maximum(second, torch.minimum(z, best))
         best = torch.maximum(best, z)
-    return best, second, predicted
+    return best, second, predicted.long()
 
 
 def _allowed(claim: ClassPairClaim, classes: int, device: torch.device) -> Tensor:

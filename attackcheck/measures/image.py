@@ -23,6 +23,9 @@ Array = np.ndarray[Any, Any]
 DROPS = (0.01, 0.05, 0.1, 0.2, 0.5)
 """How much of a measure is to be lost, for the smallest distance that can do it."""
 
+LOOKED_INTO = 256
+"""Stretches of numbers of lost true positives, where those of false positives beside them are sought."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -90,15 +93,17 @@ def counts(
     zeros = np.zeros(classes, dtype=np.int64)
     positives, intersection, union, right, total = zeros, zeros, zeros, 0, 0
     if labels is not None and valid is not None:
-        # A class more for labels and predictions that are none.
-        truth = torch.where((labels >= 0) & (labels < classes), labels, classes)[valid]
-        shown = torch.where(predicted < 0, classes, predicted)[valid]
-        table = torch.bincount(truth * (classes + 1) + shown, minlength=(classes + 1) ** 2)
-        table = table.reshape(classes + 1, classes + 1).cpu()
+        # A class more for labels and predictions that are none, and one for labels that do not count.
+        whole = torch.full((classes + 2,), classes, dtype=torch.int64, device=predicted.device)
+        whole[1:-1] = torch.arange(classes, device=predicted.device)
+        truth = whole.index_select(0, labels.clamp(-1, classes).long() + 1)
+        shown = whole.index_select(0, predicted + 1)
+        code = (~valid).long().mul_(classes + 1).add_(truth).clamp_max_(classes + 1).mul_(classes + 1).add_(shown)
+        table = _histogram(code, (classes + 1) * (classes + 2)).reshape(classes + 2, classes + 1)[:-1]
         hit = table.diagonal()[:classes]
         positives, intersection = table.sum(dim=1)[:classes].numpy(), hit.numpy()
         union = positives + table.sum(dim=0)[:classes].numpy() - intersection
-        right, total = int(hit.sum()), len(truth)
+        right, total = int(hit.sum()), int(table.sum())
     return Counts(
         pixels=len(predicted),
         kept=int((predicted == clean).sum()),
@@ -110,6 +115,12 @@ def counts(
         intersection=intersection,
         union=union,
     )
+
+
+def _histogram(codes: Tensor, count: int) -> Tensor:
+    if codes.device.type != "cpu":
+        return torch.bincount(codes, minlength=count).cpu()
+    return torch.from_numpy(np.bincount(codes.numpy(), minlength=count))  # several times as fast on a CPU
 
 
 def bounds(
@@ -134,7 +145,7 @@ def bounds(
     valid = None if flat is None else flat != ignore
     clean = counts(costs.predicted, costs.predicted, flat, valid, costs.classes, components, len(components.needed))
     ladders = _Ladders(costs, flat, valid, costs.share)
-    islands_cost = prices(components, costs.nearest)
+    islands_cost = prices(components, costs.nearest, costs.adding_up() if islands else None)
     joint = _bounds(ladders, islands_cost, costs.share, eps)
     alone = joint if costs.share is None else _alone(ladders, islands_cost, eps)
     found = _smallest(ladders, clean, islands_cost, costs.share) if smallest else {}
@@ -145,25 +156,31 @@ class _Ladders:
     """Sorted costs of every kind of flip of an image."""
 
     def __init__(self, costs: FlipCosts, labels: Tensor | None, valid: Tensor | None, share: float | None) -> None:
-        self.change = Ladder(costs.nearest, share)
+        self.change = Ladder(costs.nearest, share, costs.counted(torch.ones_like(costs.predicted, dtype=torch.bool)))
         self.right: Ladder | None = None
-        self.breaking: list[Ladder] = []
+        self.missing: list[Ladder] = []  # a class's true positives, counted
+        self.breaking: list[Ladder] = []  # the same beside what is made of the class
         self.making: list[Ladder] = []
         if labels is None or valid is None:
             return
         hit = (costs.predicted == labels) & valid
-        self.right = Ladder(costs.nearest[hit], share)
+        self.right = Ladder(costs.nearest[hit], share, costs.counted(hit))
         for label in range(costs.classes):
             mine = costs.predicted == label
-            self.breaking.append(Ladder(costs.nearest[hit & mine], share))
+            broken, barred = hit & mine, (labels == label) | mine | ~valid
+            own = costs.nearest[broken]
             # Marking what is not for sale as infinitely dear is faster than leaving it out.
-            barred = (labels == label) | mine | ~valid
-            self.making.append(Ladder(costs.towards(label).masked_fill_(barred, math.inf), share))
+            made = costs.towards(label).masked_fill_(barred, math.inf)
+            added = costs.paired(label, broken, ~barred)
+            self.breaking.append(Ladder(own, share, None if added is None else added[0]))
+            self.making.append(Ladder(made, share, None if added is None else added[1]))
+            counted = costs.counted(broken)
+            self.missing.append(self.breaking[-1] if counted is None else Ladder(own, share, counted))
 
 
 def _bounds(ladders: _Ladders, islands: tuple[Tensor, Tensor], share: float | None, eps: Tensor) -> Bounds:
     destroyed = [_destroyed(*islands, share, float(budget)) for budget in eps]
-    broken = [ladder.together(eps) for ladder in ladders.breaking]
+    broken = [ladder.together(eps) for ladder in ladders.missing]
     return Bounds(
         right=_numbers(ladders.right, eps, together=True),
         kept=_numbers(ladders.change, eps, together=True),
@@ -227,7 +244,7 @@ def _smallest(
     for label in np.flatnonzero(clean.positives).tolist():
         breaking, making = ladders.breaking[label], ladders.making[label]
         positives, hits = int(clean.positives[label]), int(clean.intersection[label])
-        found[Measure.FNR, label] = _falls(breaking, hits, positives)
+        found[Measure.FNR, label] = _falls(ladders.missing[label], hits, positives)
         found[Measure.IOU, label] = np.array(
             [_ratio_falls(breaking, making, hits, int(clean.union[label]), drop) for drop in DROPS]
         )
@@ -259,18 +276,37 @@ def _ratio_falls(breaking: Ladder, making: Ladder, hits: int, union: int, drop: 
     level = hits / union - drop
     if level < -1e-12:
         return np.inf
-    lost = np.arange(hits + 1)
     device = breaking.single.device
-    if level > 1e-12:
-        made = np.ceil(((hits - lost) / level) * (1.0 - 1e-12) - union).clip(min=0).astype(np.int64)
-    else:
-        made = np.where(lost == hits, 0, len(making) + 1)
-    possible = made <= len(making)  # infinite prices among them
-    a = torch.from_numpy(lost[possible]).to(device)
-    b = torch.from_numpy(made[possible]).to(device)
-    if breaking.total is None or making.total is None:
-        zero = torch.zeros(1, dtype=breaking.single.dtype, device=device)
-        cost = torch.maximum(torch.cat([zero, breaking.single])[a], torch.cat([zero, making.single])[b]).double()
-    else:
-        cost = breaking.total[a] + making.total[b]
-    return float(np.sqrt(float(cost.min()) / max(breaking.slack, making.slack) ** 2)) if len(a) else np.inf
+
+    def made(lost: Array) -> Array:
+        """How many false positives are needed beside so many lost true ones; more than there are if none suffices."""
+        if level > 1e-12:
+            needed = np.ceil(((hits - lost) / level) * (1.0 - 1e-12) - union).clip(min=0)
+        else:
+            needed = np.where(lost == hits, 0, np.inf)
+        number: Array = np.minimum(needed, len(making) + 1).astype(np.int64)
+        return number
+
+    def price(lost: Array, new: Array) -> Array:
+        """Cost of losing so many and making so many: both only rise."""
+        a = torch.from_numpy(lost).to(device)
+        b = torch.from_numpy(new.clip(max=len(making))).to(device)
+        if breaking.total is None or making.total is None:
+            zero = torch.zeros(1, dtype=breaking.single.dtype, device=device)
+            cost = torch.maximum(torch.cat([zero, breaking.single])[a], torch.cat([zero, making.single])[b]).double()
+        else:
+            cost = breaking.total[a] + making.total[b]
+        found: Array = np.where(new > len(making), np.inf, cost.cpu().numpy())
+        return found
+
+    # Stretches of `lost` first, each priced at its cheaper ends: only those that can hold the least are looked into.
+    stretch = max(1, hits // LOOKED_INTO)
+    first = np.arange(0, hits + 1, stretch)
+    last = np.minimum(first + stretch - 1, hits)
+    best = price(first, made(first)).min()
+    inside = first[price(first, made(last)) <= best]
+    lost = (inside[:, None] + np.arange(stretch)).ravel()
+    lost = lost[lost <= hits]
+    if stretch > 1 and len(lost):
+        best = min(best, price(lost, made(lost)).min())
+    return float(np.sqrt(best / max(breaking.slack, making.slack) ** 2))

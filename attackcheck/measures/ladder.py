@@ -22,16 +22,19 @@ class Ladder:
         costs: ``(n,)`` squared distances, at least 0; infinite ones can never be bought.
         share: pixels share a budget: a set costs ``share^2`` times the sum of its costs, and none of its pixels more
             than the budget itself. None: every pixel has the whole budget for itself.
+        added: at least ``(n,)``, what is added up instead of the costs themselves where those must not be.
     """
 
-    def __init__(self, costs: Tensor, share: float | None) -> None:
+    def __init__(self, costs: Tensor, share: float | None, added: Tensor | None = None) -> None:
         self.single = _sorted(costs)
         self.share = share
         self.total: Tensor | None = None
         if share is not None:
-            start = torch.zeros(1, dtype=torch.float64, device=costs.device)
-            sums = torch.cumsum(self.single, dim=0, dtype=torch.float64).mul_(share * share)
-            self.total = torch.cat([start, sums])  # (n + 1,)
+            steps = self.single if added is None else _sorted(added)[: len(self.single)]
+            self.total = torch.zeros(len(steps) + 1, dtype=torch.float64, device=costs.device)
+            torch.cumsum(steps, dim=0, dtype=torch.float64, out=self.total[1:])
+            if share != 1.0:
+                self.total.mul_(share * share)
         self.slack = 1.0 + 1e-12 + 8.0 * len(self.single) * 2.0**-53
 
     def __len__(self) -> int:

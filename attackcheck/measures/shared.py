@@ -13,20 +13,42 @@ for every price mu >= 0,
 
     budget mu + sum_i max(0, max_k (v_ik - mu c_ik)),
 
-and the least over a grid of prices is taken, for each image by itself, since each has its own budget.
+and the least over a few prices is taken, for each image by itself, since each has its own budget. Where the best prices
+are is guessed on a part of the image; any other would only be less tight.
+
+Under the refined certificate the pixels of a block share what they cost (docs/refined.md): a block gains no more than
+if each choice cost its change of logits alone, and no more than if only its dearest choice were paid. The smaller of
+the two counts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attackcheck.measures.costs import FlipCosts
+from attackcheck.measures.sharing import blocks
 
 __all__ = ["Weights", "most_lost"]
 
 PRICES = 24
-REFINED = 6
+"""Prices tried on a part of the image, over all magnitudes."""
+
+AROUND = 1.3 ** torch.arange(-3.0, 4.0, dtype=torch.float64)
+"""Prices tried on the image, as multiples of the best on its part."""
+
+CLOSER = torch.tensor([0.85, 0.92, 1.08, 1.15], dtype=torch.float64)
+"""And once more, as multiples of the best so far."""
+
+PART = 8
+"""One row in so many is the part that is looked at first."""
+
+SMALL = 2**15
+"""Images of fewer pixels are looked at as a whole."""
+
 CHUNK = {"cpu": 2**14, "cuda": 2**22}
 """Pixels at a time: on a CPU so many stay in its cache."""
 
@@ -49,7 +71,7 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
     """Upper bound of what one image can take from the sum of IoUs at each budget ``eps`` (E,): (E,) float64.
 
     Args:
-        costs: of this image; must be a joint claim (``share`` known).
+        costs: of this image; ``share`` must be known.
         labels, valid: ``(H * W,)``; pixels that are not valid count for nothing.
         weights: of the data set.
 
@@ -57,58 +79,137 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
     """
     if costs.share is None:
         raise ValueError("expected a claim about sets of pixels")
-    cost, value = _choices(costs, labels, valid, weights)  # (K, n)
     budgets = (eps.double() / costs.share).square() * (1.0 + 1e-9)
-    device = cost.device
-    if cost.shape[1] == 0:
-        return torch.zeros(len(eps), dtype=torch.float64)
-    everything = float(value.amax(dim=0).sum(dtype=torch.float64))
-    best = torch.full((len(eps),), everything, dtype=torch.float64)
-    if everything == 0.0:
-        return best
+    whole = _whole(costs)
+    share = PART if len(costs.predicted) > SMALL else 1
+    part = _offers(costs, labels, valid, weights, _part(costs, share), 0.0)
     positive = budgets[budgets > 0]
-    low = 1e-3 * everything / float(positive.max()) if len(positive) else 1.0
-    high = everything / float(positive.min()) if len(positive) else 1.0
+    if part.most == 0.0 and share > 1:
+        share, part = 1, _offers(costs, labels, valid, weights, whole, 0.0)
+    if part.most == 0.0:
+        return torch.zeros(len(eps), dtype=torch.float64)
+    low = 1e-3 * part.most * share / float(positive.max()) if len(positive) else 1.0
+    high = part.most * share / float(positive.min()) if len(positive) else 1.0
     prices = torch.logspace(0, 1, PRICES, base=high / low, dtype=torch.float64) * low
-    bounds = budgets[:, None] * prices + _surplus(cost, value, prices.to(device))  # (E, PRICES)
-    place = bounds.argmin(dim=1)
-    best = torch.minimum(best, bounds.amin(dim=1))
-    # Once more around the best price of each budget.
-    ratio = (high / low) ** (1.0 / (PRICES - 1))
-    steps = torch.linspace(-1, 1, REFINED + 2, dtype=torch.float64)[1:-1]
-    finer = prices[sorted(set(place.tolist()))][:, None] * ratio**steps  # (P, REFINED)
-    surplus = _surplus(cost, value, finer.flatten().to(device))
-    bounds = budgets[:, None] * finer.flatten() + surplus
-    best = torch.minimum(best, bounds.amin(dim=1))
+    place = (budgets[:, None] * prices + share * _surplus(part, prices)).argmin(dim=1)
+    prices = _distinct(prices[place], AROUND)
+    offers = part if share == 1 else _offers(costs, labels, valid, weights, whole, float(prices.min()))
+    bounds = budgets[:, None] * prices + _surplus(offers, prices)
+    best, place = bounds.min(dim=1)
+    prices = _distinct(prices[place], CLOSER)
+    # What was left out is worth nothing at any price from the least on.
+    prices = prices.clamp_min(offers.price)
+    best = torch.minimum(best, (budgets[:, None] * prices + _surplus(offers, prices)).amin(dim=1))
     # Every gain is rounded by less than 2^-22 of its value.
-    return torch.minimum(best + 2.0**-21 * everything, torch.full_like(best, everything))
+    return torch.minimum(best + 2.0**-21 * offers.most, torch.full_like(best, offers.most))
 
 
-def _choices(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """Costs and values ``(K, n)`` of turning every valid pixel into every class."""
-    predicted = costs.predicted[valid]
-    truth = labels[valid]
-    right = predicted == truth
-    kind = weights.broken.dtype
-    broken, made = weights.broken.to(labels.device), weights.made.to(labels.device)
-    start = torch.where(right, broken[predicted], torch.zeros((), dtype=kind, device=labels.device))
-    cost = torch.stack([costs.towards(label)[valid] for label in range(costs.classes)])
-    value = torch.empty_like(cost)
-    for label in range(costs.classes):
-        gain = start + made[label]
+class _Offers(NamedTuple):
+    """What pixels can be turned into, at which costs; g pixels of a block, N blocks."""
+
+    cost: Tensor  # (K, g, N)
+    value: Tensor  # (K, g, N)
+    dearest: Tensor | None  # (K, g, N) what it costs if this choice is the dearest of its block, and alone is paid
+    gained: Tensor | None  # (K, g, N) what all choices of the block are worth then
+    most: float  # sum of the largest values, also of what was left out
+    price: float  # blocks that gain nothing at this price were left out
+
+
+def _whole(costs: FlipCosts) -> list[tuple[slice, int]]:
+    """All rows of blocks, a chunk at a time."""
+    height, width = costs.shape
+    rows = max(1, CHUNK.get(costs.predicted.device.type, CHUNK["cpu"]) // (width * costs.scale)) * costs.scale
+    return [_rows(start, min(rows, height - start), width) for start in range(0, height, rows)]
+
+
+def _part(costs: FlipCosts, share: int) -> list[tuple[slice, int]]:
+    """One row of blocks in so many."""
+    height, width = costs.shape
+    if share == 1:
+        return _whole(costs)
+    step = share * costs.scale
+    return [_rows(start, costs.scale, width) for start in range(step // 2 // costs.scale * costs.scale, height, step)]
+
+
+def _rows(start: int, count: int, width: int) -> tuple[slice, int]:
+    return slice(start * width, (start + count) * width), count
+
+
+def _offers(
+    costs: FlipCosts,
+    labels: Tensor,
+    valid: Tensor,
+    weights: Weights,
+    strips: Sequence[tuple[slice, int]],
+    price: float,
+) -> _Offers:
+    """What some rows offer, without the blocks that gain nothing at a price."""
+    kind, device, classes = costs.nearest.dtype, labels.device, costs.classes
+    broken, made = weights.broken.to(device, kind), weights.made.to(device, kind)
+    shared = costs.scale > 1
+    found: list[tuple[Tensor, ...]] = []
+    most = 0.0
+    for some, rows in strips:
+        predicted, truth = costs.predicted[some], labels[some]
+        counted = valid[some].to(kind)
+        start = broken.index_select(0, predicted).mul_((predicted == truth).to(kind))
+        cost = torch.stack([costs.together(label, some) for label in range(classes)])
         # Turning right costs the adversary; staying is no choice.
-        value[label] = gain.masked_fill_((truth == label) | (predicted == label), 0.0).to(cost.dtype)
-    return cost, value
+        value = torch.stack(
+            [
+                (start + made[label]).mul_(((truth != label) & (predicted != label)).to(kind)).mul_(counted)
+                for label in range(classes)
+            ]
+        )
+        most += float(value.amax(dim=0).sum(dtype=torch.float64))
+        parts = [cost, value]
+        if shared:
+            parts.append(torch.stack([costs.towards(label, some) for label in range(classes)]))
+        parts = [torch.stack([blocks(row, rows, costs.scale) for row in each]) for each in parts]
+        if price > 0.0:
+            gain = torch.addcmul(parts[1], parts[0], torch.full((), price, dtype=kind, device=device), value=-1.0)
+            kept = (gain.amax(dim=(0, 1)) > 0).nonzero()[:, 0]
+            parts = [each.index_select(-1, kept) for each in parts]
+        found.append(tuple(parts))
+    cost, value, *rest = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+    dearest = rest[0] if rest else None
+    return _Offers(cost, value, dearest, None if dearest is None else _gained(value, dearest), most, price)
 
 
-def _surplus(cost: Tensor, value: Tensor, prices: Tensor) -> Tensor:
-    """``sum_i max(0, max_k (v_ik - mu c_ik))`` for every price ``mu``: (P,) float64 on the CPU."""
+def _gained(value: Tensor, dearest: Tensor) -> Tensor:
+    """What a block's choices are worth at most if none costs more than a given one of them, ``(K, g, N)``."""
+    total = value.clone()
+    pixels = torch.arange(value.shape[1], device=value.device)
+    for pixel in range(value.shape[1]):
+        best = torch.zeros_like(value)
+        for label in range(len(value)):
+            within = (dearest[label, pixel] <= dearest).to(value.dtype)
+            best = torch.maximum(best, within.mul_(value[label, pixel]))
+        total.addcmul_(best, (pixels != pixel).to(value.dtype)[None, :, None])
+    return total
+
+
+def _distinct(prices: Tensor, factors: Tensor) -> Tensor:
+    distinct = torch.tensor(sorted(set(prices.tolist())), dtype=torch.float64)
+    return (distinct[:, None] * factors).flatten()
+
+
+def _surplus(offers: _Offers, prices: Tensor) -> Tensor:
+    """What blocks gain at most at every price ``mu``, ``sum_i max(0, max_k (v_ik - mu c_ik))``: (P,) on the CPU."""
+    cost, value, dearest, gained = offers.cost, offers.value, offers.dearest, offers.gained
     total = torch.zeros(len(prices), dtype=torch.float64, device=cost.device)
-    chunk = CHUNK.get(cost.device.type, CHUNK["cpu"])
-    chosen = prices.to(cost.dtype)
-    for start in range(0, cost.shape[1], chunk):
-        c, v = cost[:, start : start + chunk], value[:, start : start + chunk]
+    chunk = max(1, CHUNK.get(cost.device.type, CHUNK["cpu"]) // cost.shape[1])
+    chosen = prices.to(cost.device, cost.dtype)
+    for start in range(0, cost.shape[2], chunk):
+        some = slice(start, start + chunk)
+        c, v = cost[..., some].contiguous(), value[..., some].contiguous()
+        d = g = None
+        if dearest is not None and gained is not None:
+            d, g = dearest[..., some].flatten(0, 1), gained[..., some].flatten(0, 1)
         for number in range(len(prices)):
-            gain = torch.addcmul(v, c, chosen[number], value=-1.0).amax(dim=0).clamp_min_(0.0)
+            mu = chosen[number]
+            gain = torch.addcmul(v, c, mu, value=-1.0).amax(dim=0).clamp_min_(0.0).sum(dim=0)
+            if d is not None and g is not None:
+                gain = torch.minimum(gain, torch.addcmul(g, d, mu, value=-1.0).amax(dim=0).clamp_min_(0.0))
             total[number] += gain.sum(dtype=torch.float64)
     return total.cpu()

@@ -17,20 +17,27 @@ from attackcheck.lipschitz.composition import compose
 from attackcheck.lipschitz.promises import taken_whole
 from attackcheck.lipschitz.rules import OutOfTime, read
 from attackcheck.lipschitz.tracing import Untraceable, trace
-from attackcheck.measures.costs import FlipCosts
-from attackcheck.refined.sets import steps_of_blocks
+from attackcheck.measures.costs import top_two
+from attackcheck.measures.sharing import in_order
+from attackcheck.refined.costs import CHUNK, RefinedCosts
 from attackcheck.refined.slopes import Slopes, measure_slopes
 from attackcheck.refined.tail import Tail, find_tail
 
-__all__ = ["RefinedCertificate", "RefinedCosts", "refine"]
+__all__ = ["RefinedCertificate", "refine"]
 
 Model = Callable[[Tensor], Tensor]
 
 ERROR_MARGIN = 8.0
 """Sorted values and logits count as wrong by so many times the largest error of float32 seen on one image."""
 
-ROUNDED = 1.0 - 2.0**-40
-"""Distances are results of at most a hundred float64 operations, all of positive numbers."""
+ROUNDINGS = 64.0
+"""Distances are results of fewer operations on positive numbers, each right to half a unit in the last place."""
+
+FAR = 1e12
+"""Distances at which orders may change are cut off here: no budget is as large."""
+
+STEEP = 1e-30
+"""Slopes are at least this, so that nothing is divided by zero."""
 
 
 def refine(
@@ -93,28 +100,14 @@ def _constant(tail: Tail, shape: tuple[int, ...], budget: float | None) -> float
 
 
 @dataclass(frozen=True, eq=False)
-class _Scene:
-    """One image as the slopes see it; all flat over pixels."""
-
-    logits: Tensor  # (K, n) float64
-    predicted: Tensor  # (n,)
-    best: Tensor  # (n,)
-    place: Tensor  # (n,) place and predicted class as one index
-    order: Tensor  # (n,) which pairs are swapped
-    distance: Tensor  # (P, n) at which pairs may change their order, ascending
-    pair: Tensor  # (P, n) which pairs those are
-    swap: Tensor  # (P, n) their slopes
-
-
-@dataclass(frozen=True, eq=False)
 class _Part:
     """What is computed with on one device."""
 
     tail: Tail
-    table: Tensor  # (T * K, K, S * M)
-    largest: Tensor  # (T * K, K)
-    contrasts: Tensor  # (K, K, P)
-    swaps: Tensor  # (T, P)
+    table: Tensor  # (K, T * K * S * M), of the class to move to first
+    largest: Tensor  # (K, T * K)
+    contrasts: Tensor  # (K, K * P)
+    swaps: Tensor  # (P, T)
 
 
 class RefinedCertificate:
@@ -134,6 +127,7 @@ class RefinedCertificate:
         self.features = features
         self._tail, self._slopes, self._shape = tail, slopes, shape
         self._parts: dict[torch.device, _Part] = {}
+        self._narrow: dict[tuple[torch.device, torch.dtype], _Part] = {}
         self._loose, self._loose_logits = self._measured_errors()
 
     @property
@@ -159,25 +153,53 @@ class RefinedCertificate:
         """Certified radii ``(B, H, W)`` float64 of images ``(B, C, H, W)``, on the [0, 1] scale; 0 at a tie."""
         found = []
         for image in images:
-            logits = self._evaluate(image[None])[0][0]
-            costs = self.costs(image, logits, error=2.0 * self._loose_logits * float(logits.abs().max()))
-            found.append(costs.distance().reshape(costs.shape))
+            self._check_shape(image)
+            logits, values = self._evaluate(image[None])
+            error = 2.0 * self._loose_logits * float(logits.abs().max())
+            doubled = None if values is None else values[0].double()
+            distances = self.distances(logits[0].double(), doubled, error=error)
+            predicted = top_two(logits[0].flatten(1))[2]
+            nearest = distances.scatter_(0, predicted[None], math.inf).amin(dim=0)
+            found.append(nearest.reshape(logits.shape[2:]))
         return torch.stack(found)
 
-    def costs(self, image: Tensor, logits: Tensor, *, error: float = 0.0) -> RefinedCosts:
+    def costs(self, image: Tensor, logits: Tensor, *, error: float = 0.0, values: Tensor | None = None) -> RefinedCosts:
         """What flips of one image cost.
 
         Args:
             image: ``(C, H, W)``.
             logits: ``(K, H, W)`` of the network as deployed.
             error: bound of the error of a difference of two logits; margins are taken that much smaller.
+            values: ``(2P, H, W)`` that were sorted to make these logits, if they were kept
+                (:func:`attackcheck.refined.tail.sorted_values`); None computes them.
 
         Raises:
             InputError: for an image of another size.
         """
+        self._check_shape(image)
+        if values is None and self.pairs:
+            found = self._evaluate(image[None])[1]
+            values = None if found is None else found[0]
+        single = logits.detach() if logits.element_size() >= 4 else logits.detach().float()
+        distances = self.distances(single, None if values is None else values.to(single.dtype), error=error)
+        return RefinedCosts(
+            single, distances, self.features if self.block is None else self.block,
+            scale=None if self.block is None else self.scale, error=error,
+        )  # fmt: skip
+
+    def _check_shape(self, image: Tensor) -> None:
         if tuple(image.shape) != self._shape:
             raise InputError(f"expected images of shape {self._shape} for this certificate, got {tuple(image.shape)}")
-        return RefinedCosts(self, self._scene(image, logits), logits, error)
+
+    @property
+    def scale(self) -> int:
+        """Pixels of a block along each axis."""
+        return self._slopes.scale
+
+    @property
+    def block(self) -> float | None:
+        """Bound of the squared change of a block's logits over that of the image, as a norm; None: not known."""
+        return None if self._slopes.block is None else self._slopes.block * self.features
 
     def _on(self, device: torch.device) -> _Part:
         """The network and its slopes on a device."""
@@ -190,10 +212,19 @@ class RefinedCertificate:
             )  # fmt: skip
             slopes = self._slopes
             self._parts[device] = _Part(
-                tail, slopes.table.flatten(3).flatten(0, 1).to(device), slopes.largest.flatten(0, 1).to(device),
-                slopes.contrasts.to(device), slopes.swaps.to(device),
+                tail, slopes.table.movedim(2, 0).flatten(1).to(device),
+                slopes.largest.movedim(2, 0).flatten(1).to(device),
+                slopes.contrasts.movedim(1, 0).flatten(1).to(device), slopes.swaps.T.contiguous().to(device),
             )  # fmt: skip
         return self._parts[device]
+
+    def _rounded(self, device: torch.device, kind: torch.dtype) -> _Part:
+        """The slopes as numbers of this type, rounded upwards."""
+        part = self._on(device)
+        if (device, kind) not in self._narrow:
+            numbers = [_upwards(t, kind) for t in (part.table, part.largest, part.contrasts, part.swaps)]
+            self._narrow[device, kind] = _Part(part.tail, *numbers)
+        return self._narrow[device, kind]
 
     def _evaluate(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and the values that are sorted."""
@@ -219,106 +250,104 @@ class RefinedCertificate:
         floor = 8.0 * torch.finfo(weight.dtype).eps
         return ERROR_MARGIN * wrong[0] + floor, ERROR_MARGIN * wrong[1] + floor
 
-    def _scene(self, image: Tensor, logits: Tensor) -> _Scene:
-        part = self._on(image.device)
-        height, width = int(logits.shape[1]), int(logits.shape[2])
-        flat = logits.double().flatten(1)
-        best, predicted = flat.max(dim=0)
-        place = self._slopes.places(height, width, flat.device)
-        order = torch.zeros_like(predicted)
-        distance, pair = flat.new_zeros(0, flat.shape[1]), order.new_zeros(0, flat.shape[1])
-        swap, pairs = distance, self.pairs
-        if pairs:
-            values = self._evaluate(image[None])[1]
-            if values is None:
-                raise RuntimeError("expected sorted values")
-            first, second = values[0].double().flatten(1).chunk(2, 0)  # (P, n)
-            order = ((first < second).long() * self._bits(flat.device)[:, None]).sum(dim=0)
-            gap = ((first - second).abs() - 2.0 * self._loose * values.abs().max().double()).clamp_min(0.0)
-            slope = part.swaps[place].T
-            reached = torch.where(gap > 0, gap / slope, 0.0) * ROUNDED
-            distance, pair = reached.sort(dim=0)
-            swap = slope.gather(0, pair)
-        classes = flat.shape[0]
-        if part.table.shape[1] != classes:
-            raise InputError(f"expected logits of {part.table.shape[1]} classes, got {classes}")
-        return _Scene(flat, predicted, best, place * classes + predicted, order, distance, pair, swap)
+    def distances(self, logits: Tensor, values: Tensor | None, *, error: float = 0.0) -> Tensor:
+        """How far every pixel is from every class, as a distance in the image: 0 from the class that it has.
 
-    def _bits(self, device: torch.device) -> Tensor:
-        """The bit of every pair in the number of an order."""
-        return 1 << torch.arange(self.pairs - 1, -1, -1, device=device)
+        Args:
+            logits: ``(K, H, W)``, float32 or float64; computed with in this type.
+            values: ``(2P, H, W)`` that were sorted, of the same type; None without pairs.
+            error: as for :meth:`costs`.
 
-    def _towards(self, scene: _Scene, label: int, error: float) -> Tensor:
-        """Distance in the image ``(n,)`` of every pixel from class ``label``; 0 where it is that class.
-
-        The margin falls no faster than the slope over all orders of values that can be had by then: it is followed
-        outwards from one distance at which a pair may change its order to the next.
+        Returns:
+            ``(K, H * W)``.
         """
-        part = self._on(scene.logits.device)
-        table, largest, contrast = part.table[:, label], part.largest[:, label], part.contrasts[:, label]
-        exact, bits = self._slopes.masks > 1, self._bits(scene.logits.device)
-        left = (scene.best - scene.logits[label] - error).clamp_min(0.0)
-        done = torch.zeros_like(left)  # distance so far
-        mask = torch.zeros_like(scene.order)
-        ended = torch.zeros_like(mask, dtype=torch.bool)
-        slope = table[scene.place, scene.order * self._slopes.masks]
-        for step in range(self.pairs + 1):
-            need = torch.where(left > 0, left / slope, 0.0)  # infinite for a slope of zero
-            if step == self.pairs:
-                done = torch.where(ended, done, done + need)
-                break
-            room = (scene.distance[step] - done).clamp_min(0.0)
-            last = ~ended & (need <= room)
-            done = torch.where(ended, done, done + torch.minimum(need, room))
-            left = torch.where(ended, left, (left - slope * room * (1.0 + 2.0**-50)).clamp_min(0.0))
-            ended = ended | last
-            if exact:
-                mask = mask | bits[scene.pair[step]]
-                slope = table[scene.place, scene.order * self._slopes.masks + mask]
-            else:
-                added = contrast[scene.predicted, scene.pair[step]] * scene.swap[step]
-                slope = torch.minimum(slope + added, largest[scene.place])
-        return done * (ROUNDED / self.features)
+        device, height, width = logits.device, int(logits.shape[1]), int(logits.shape[2])
+        flat = logits.detach().flatten(1)
+        best, _, predicted = top_two(flat)
+        places = self._slopes.places(height, width, device)
+        loose, pairs = 0.0, flat.new_zeros(0, flat.shape[1])
+        if values is not None:
+            pairs = values.detach().flatten(1)
+            loose = 2.0 * self._loose * float(pairs.abs().max())
+        found = torch.empty_like(flat)
+        chunk = CHUNK.get(device.type, CHUNK["cpu"])
+        for start in range(0, flat.shape[1], chunk):
+            some = slice(start, start + chunk)
+            margins = (best[some] - flat[:, some] - error).clamp_min_(0.0)
+            found[:, some] = self._distances(margins, predicted[some], pairs[:, some], places[some], loose)
+        return found
+
+    def _distances(self, margins: Tensor, predicted: Tensor, values: Tensor, place: Tensor, loose: float) -> Tensor:
+        """The same of some pixels, ``(K, n)``, by their margins over all classes.
+
+        The margin falls no faster than the slope over all orders of values that can be had by then. That slope never
+        falls, so the margin's worst course is concave: it ends where the first of its tangents does.
+        """
+        part, classes = self._rounded(margins.device, margins.dtype), len(margins)
+        if len(part.table) != classes:
+            raise InputError(f"expected logits of {len(part.table)} classes, got {classes}")
+        where = place * classes + predicted
+        at, pair, entries = self._orders(part, where, values, place, loose)
+        swaps = []
+        if self._slopes.masks == 1:
+            swaps = [part.swaps.flatten().index_select(0, number * part.swaps.shape[1] + place) for number in pair]
+        found = torch.empty_like(margins)
+        for label in range(classes):
+            table, margin = part.table[label], margins[label]
+            slope = table.index_select(0, entries[0])
+            distance = margin / slope
+            for step, start in enumerate(at):
+                # Left of the margin where this pair may have changed its order; no tangent starts below zero.
+                room = start if step == 0 else start - at[step - 1]
+                margin = torch.addcmul(margin, slope, room, value=-1.0).clamp_min_(0.0)
+                if swaps:
+                    added = part.contrasts[label].index_select(0, predicted * self.pairs + pair[step])
+                    slope = torch.addcmul(slope, added, swaps[step])
+                    slope = torch.minimum(slope, part.largest[label].index_select(0, where))
+                else:
+                    slope = table.index_select(0, entries[step + 1])
+                distance = torch.minimum(distance, (margin / slope).add_(start))
+            found[label] = distance
+        return found.mul_(_rounding(found.dtype) / self.features)
+
+    def _orders(
+        self, part: _Part, where: Tensor, values: Tensor, place: Tensor, loose: float
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """At which distances pairs may change their orders, ascending; which; entries of the table up to there."""
+        entry = where * (part.table.shape[1] // part.largest.shape[1])
+        if not self.pairs:
+            return [], [], [entry]
+        first, second = values.chunk(2, 0)  # (P, n)
+        bits = 1 << torch.arange(self.pairs - 1, -1, -1, device=values.device)
+        swapped = (first < second).long()
+        for number in range(self.pairs):
+            entry = entry.add(swapped[number], alpha=(1 << (self.pairs - 1 - number)) * self._slopes.masks)
+        gap = ((first - second).abs_() - loose).clamp_min_(0.0)
+        reached = (gap / part.swaps.index_select(1, place)).clamp_max_(FAR).mul_(_rounding(gap.dtype))
+        # A pair's number takes the place of the last bits: numbers that are not negative are in the order of these.
+        whole = torch.int32 if reached.element_size() == 4 else torch.int64
+        tagged = (reached.view(whole) & ~15) | torch.arange(self.pairs, device=gap.device, dtype=whole)[:, None]
+        tagged = torch.stack(in_order(tagged.unbind()))
+        pair, at = (tagged & 15).long(), (tagged & ~15).view(reached.dtype)
+        entries = [entry]
+        if self._slopes.masks > 1:
+            flips = bits.index_select(0, pair.flatten()).reshape(pair.shape)
+            for number in range(self.pairs):
+                entries.append(entries[-1] + flips[number])
+        return list(at), list(pair), entries
+
+
+def _rounding(kind: torch.dtype) -> float:
+    return 1.0 - ROUNDINGS * torch.finfo(kind).eps
+
+
+def _upwards(values: Tensor, kind: torch.dtype) -> Tensor:
+    rounded = values.to(kind)
+    if kind != values.dtype:
+        rounded = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
+    return rounded.clamp_min(STEEP)
 
 
 def _sorted(values: Tensor) -> Tensor:
     first, second = values.chunk(2, 1)
     return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], 1)
-
-
-class RefinedCosts(FlipCosts):
-    """Costs of one image's flips by the refined certificate: squared distances, each pixel by itself.
-
-    Made by :meth:`RefinedCertificate.costs`. Sets of pixels: :meth:`steps`.
-    """
-
-    def __init__(self, certificate: RefinedCertificate, scene: _Scene, logits: Tensor, error: float) -> None:
-        self._certificate, self._scene, self._margin_error = certificate, scene, error
-        classes = int(logits.shape[0])
-        distance = torch.full_like(scene.best, math.inf)
-        for label in range(classes):
-            there = certificate._towards(scene, label, error).masked_fill_(scene.predicted == label, math.inf)
-            distance = torch.minimum(distance, there)
-        self._distance = distance
-        second = scene.logits.scatter(0, scene.predicted[None], -math.inf).amax(dim=0)
-        self._margin = (scene.best - second - error).clamp_min_(0.0)
-        super().__init__(certificate.claim(), logits, distance.reshape(logits.shape[1:]), error=error)
-
-    def distance(self) -> Tensor:
-        """Certified radius ``(H * W,)``."""
-        return self._distance
-
-    def towards(self, label: int) -> Tensor:
-        """Cost ``(H * W,)`` of turning every pixel into class ``label``; 0 where it is that class."""
-        return self._certificate._towards(self._scene, label, self._margin_error).square_().mul_(self._safety)
-
-    def steps(self, for_sale: Tensor) -> Tensor | None:
-        """What each further flip of the pixels for sale ``(H * W,)`` costs on a shared budget; None: not known."""
-        block = self._certificate._slopes.block
-        if block is None:
-            return None
-        shared = (self._margin / (block * self._certificate.features)).square_().mul_(0.5 * self._safety)
-        own = self.nearest.masked_fill(~for_sale, math.inf)
-        return steps_of_blocks(
-            own, shared.masked_fill(~for_sale, math.inf), self.shape[0], self._certificate._slopes.scale
-        )

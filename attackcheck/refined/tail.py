@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from attackcheck.models.isounet import IsoUNet
 from attackcheck.models.layers import MaxMin
 from attackcheck.models.lipnet import LipNet
 
-__all__ = ["Tail", "find_tail", "linear_part"]
+__all__ = ["Tail", "find_tail", "linear_part", "sorted_values"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,27 @@ def find_tail(model: nn.Module) -> Tail:
             nn.Sequential(*layers[:begin]), nn.Sequential(*layers[begin : start - 1]), last, scale, reach, terms
         )
     return Tail(nn.Sequential(*layers[:start]), nn.Sequential(*layers[start:]), None, scale, reach, terms)
+
+
+@contextmanager
+def sorted_values(model: object) -> Iterator[list[Tensor]]:
+    """While this is open, the values that the model's last layer but one sorts are kept, call after call.
+
+    The list stays empty for a model whose layers are not known, or that does not end in a sort.
+    """
+    kept: list[Tensor] = []
+    try:
+        layers = _chain(model) if isinstance(model, nn.Module) else []
+    except InputError:
+        layers = []
+    if len(layers) < 2 or not _is(layers[-2], MaxMin):
+        yield kept
+        return
+    hook = layers[-2].register_forward_pre_hook(lambda _, given: kept.append(given[0].detach()))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 def _chain(model: nn.Module) -> list[nn.Module]:
