@@ -99,7 +99,10 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--shard", metavar="I/N", help="examine only every N-th image from the I-th on; auto: as torchrun or SLURM say"
     )
-    parser.add_argument("--json", metavar="FILE|-", help="write the report as JSON")
+    parser.add_argument(
+        "--estimate", action="store_true", help="attack nothing: say what the run would take in time, memory, passes"
+    )
+    parser.add_argument("--json", metavar="FILE|-", help="write the report (or the estimate) as JSON")
     parser.add_argument("--junit", metavar="FILE", help="write JUnit XML, a test case for each image and attack")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page (extra `html`)")
     parser.add_argument("--parquet", metavar="FILE", help="write all attacked pixels as a table (extra `parquet`)")
@@ -120,6 +123,8 @@ _REGION_HELP = (
 def _run(arguments: argparse.Namespace) -> int:
     address = read_engine(arguments.engine)
     settings, data = _settings(arguments)
+    if arguments.estimate:
+        return _estimate(arguments, settings, data)
     from attackcheck.baseline import read_baseline
     from attackcheck.engine import INTERRUPTED, run
     from attackcheck.events import RunFinished
@@ -187,6 +192,25 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.exit_zero and code == 1:
         code = 0
     return 130 if report.stopped == INTERRUPTED else code
+
+
+def _estimate(arguments: argparse.Namespace, settings: Settings, data: Images) -> int:
+    from rich.console import Console
+
+    from attackcheck.estimating import estimate
+    from attackcheck.reporters.estimates import print_estimate
+    from attackcheck.reporters.json import checked_target, write_json
+
+    target = None if arguments.json is None else checked_target(arguments.json)
+    subject = load_subject(arguments, lambda: data[0].image)
+    if arguments.refined:
+        subject = _refined(subject, data)
+    found = estimate(subject, data, settings)
+    if arguments.json != "-":
+        print_estimate(found, Console())
+    if arguments.json is not None:
+        write_json(target, found.to_dict())
+    return 0
 
 
 def _folder(arguments: argparse.Namespace, subject: Subject, data: Images, settings: Settings) -> RunFolder:

@@ -1,0 +1,210 @@
+"""Runs on images from 64x64 to 1024x2048: seconds, memory, and what is spent outside the network.
+
+    python benchmarks/scale.py [--network lipnet-xs] [--sizes 64x64,128x128,...] [--pixels 24] [--json FILE]
+    python benchmarks/scale.py --variants [--network lipnet-m1] [--sizes 256x256] [--pixels 16]
+
+A run is `attackcheck verify --plan quick` on one image, CPU seconds of one thread (wall time on a GPU). An image costs
+its clean logits, checks, float64 examinations and judging, whatever is attacked; 1,000 pixels cost their attack calls.
+Memory is the most that the process took beyond what it had at the start. With --variants the same attack calls are made
+through channels-last, bfloat16 and compiled networks, and every point that they return is judged in float32: what
+counts is how far the flips are that are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import attackcheck as ac
+from attackcheck.attacks import registry
+from attackcheck.attacks.objectives import PixelFlip
+from attackcheck.attacks.plans import plan
+from attackcheck.engine import run
+from attackcheck.events import Advanced, ImageStarted, RunFinished
+from attackcheck.memory import Meter
+from attackcheck.models.networks import SIZES, build, export
+from attackcheck.subject import Settings, Subject
+from attackcheck.verification import ArrayImages
+
+CURVE = "64x64,128x128,256x256,256x512,512x1024,1024x2048"
+CLASSES = 19
+
+
+def network(name: str) -> nn.Module:
+    """As it is drawn, with the classes of Cityscapes."""
+    family, _, size = name.partition("-")
+    config = replace(SIZES[family][size.upper()], classes=CLASSES)
+    return export(build(config, seed=0)).eval().requires_grad_(False)
+
+
+def picture(height: int, width: int) -> Tensor:
+    """Coarse noise (3, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, height // 16 + 1, width // 16 + 1, generator=generator)
+    return nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")[0]
+
+
+class Watch:
+    """Seconds inside the network: forward by hooks that copies of it keep, backward by what calls it."""
+
+    def __init__(self, device: str) -> None:
+        self._device, self.inside, self._begun = device, 0.0, 0.0
+
+    def now(self) -> float:
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        return self
+
+    def on(self, model: nn.Module) -> nn.Module:
+        model.register_forward_pre_hook(self._begin)
+        model.register_forward_hook(self._end)
+        return model
+
+    def _begin(self, *_: Any) -> None:
+        self._begun = self.now()
+
+    def _end(self, *_: Any) -> None:
+        self.inside += self.now() - self._begun
+
+    @contextmanager
+    def backward_too(self) -> Iterator[None]:
+        original = torch.autograd.grad
+
+        def grad(*arguments: Any, **options: Any) -> Any:
+            start = self.now()
+            result = original(*arguments, **options)
+            self.inside += self.now() - start
+            return result
+
+        torch.autograd.grad = grad
+        try:
+            yield
+        finally:
+            torch.autograd.grad = original
+
+
+def measured(name: str, height: int, width: int, pixels: int, device: str) -> dict[str, Any]:
+    """One run."""
+    watch = Watch(device)
+    model = watch.on(network(name))
+    data = ArrayImages(picture(height, width)[None])
+    settings = Settings(plan=plan("quick"), pixels=pixels, device=device, audit=False)
+    attacking = inside = 0.0
+    begun, calls, report = 0.0, 0.0, None
+    with Meter(device) as meter, watch.backward_too():
+        start = watch.now()
+        for event in run(Subject(model, ac.LipschitzClaim(1.0), {}), data, settings):
+            if isinstance(event, ImageStarted):
+                begun, calls = watch.now(), watch.inside
+            elif isinstance(event, Advanced):
+                attacking, inside = watch.now() - begun, watch.inside - calls
+            elif isinstance(event, RunFinished):
+                report = event.report
+        total = watch.now() - start
+    if report is None:
+        raise SystemExit("the run ended without a report")
+    image = height * width
+    return {
+        "network": name,
+        "image": f"{height}x{width}",
+        "pixels": report.attacked_count,
+        "rows forward": sum(attack.forward for attack in report.attacks),
+        "seconds of an image": total - attacking,
+        "microseconds of a pixel of it": 1e6 * (total - attacking) / image,
+        "seconds for 1,000 attacked pixels": 1e3 * attacking / max(1, report.attacked_count),
+        "outside the network": attacking / inside - 1.0,
+        "gigabytes": (meter.bytes or 0) / 2**30,
+    }
+
+
+def variants(name: str, height: int, width: int, pixels: int, device: str) -> list[dict[str, Any]]:
+    """The same attack through other forms of one network."""
+    plain = network(name).to(device)
+    image = picture(height, width).to(device)
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randint(side, (pixels,), generator=generator).to(device) for side in (height, width))
+    with torch.no_grad():
+        clean = plain(image[None])[0]
+    stage = plan("quick").stages[0]
+    attack = registry.get(stage.attack)
+    last = network(name).to(device).to(memory_format=torch.channels_last)
+    low = network(name).to(device).bfloat16()
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "float32": plain,
+        "channels last": lambda x: last(x.contiguous(memory_format=torch.channels_last)),
+        "bfloat16 weights": lambda x: low(x.bfloat16()).float(),
+    }
+    if shutil.which("g++") or device.startswith("cuda"):
+        forms["compiled"] = torch.compile(network(name).to(device))
+    watch, found = Watch(device), []
+    for form, model in forms.items():
+        seconds, proposed = [], image
+        for part in (torch.arange(2), torch.arange(pixels)):  # the first to warm up, and to compile
+            start = watch.now()
+            given = image.expand(len(part), *image.shape).contiguous()
+            objective = PixelFlip(rows[part], columns[part])
+            proposed = attack.function(model, given, objective, **stage.options)
+            seconds.append(watch.now() - start)
+        with torch.no_grad():
+            there = torch.cat([plain(one[None]) for one in proposed])
+        row = torch.arange(pixels, device=device)
+        before = clean[:, rows, columns].argmax(dim=0)
+        flipped = there[row, :, rows, columns].argmax(dim=1) != before
+        distance = (proposed - image).flatten(1).double().norm(dim=1)
+        found.append(
+            {
+                "network": name,
+                "image": f"{height}x{width}",
+                "form": form,
+                "first call": seconds[0],
+                "seconds": seconds[1],
+                "flipped in float32": float(flipped.double().mean()),
+                "median distance of flips": float(distance[flipped].median()) if bool(flipped.any()) else math.inf,
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="lipnet-xs")
+    parser.add_argument("--sizes", default=CURVE)
+    parser.add_argument("--pixels", type=int, default=24)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for size in arguments.sizes.split(","):
+        height, width = (int(side) for side in size.split("x"))
+        given = arguments.network, height, width, arguments.pixels, arguments.device
+        rows += variants(*given) if arguments.variants else [measured(*given)]
+        print(json.dumps(rows[-1]), flush=True)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=150).print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
