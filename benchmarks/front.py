@@ -31,6 +31,7 @@ from attackcheck.models.training import measure
 
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SETTINGS = (
+    ("ce tau 4", {"loss": "ce", "tau": 4.0}),
     ("ce tau 8", {"loss": "ce", "tau": 8.0}),
     ("ce tau 16", {"loss": "ce", "tau": 16.0}),
     ("ce tau 32", {"loss": "ce", "tau": 32.0}),
@@ -43,6 +44,8 @@ SETTINGS = (
     ("joint eps .5", {"loss": "joint", "margin": 0.5}),
     ("joint eps 1", {"loss": "joint", "margin": 1.0}),
     ("joint eps 1.5", {"loss": "joint", "margin": 1.5}),
+    ("joint eps 2", {"loss": "joint", "margin": 2.0}),
+    ("joint eps 3", {"loss": "joint", "margin": 3.0}),
 )
 
 

@@ -24,8 +24,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, ma
 
 
 def _margin_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
-    shift = torch.zeros_like(logits).scatter_(1, labels[:, None], margin * math.sqrt(2))
-    return F.cross_entropy(tau * (logits - shift), labels, reduction="none") / tau
+    shift = torch.full_like(labels[:, None], -tau * margin * math.sqrt(2), dtype=logits.dtype)
+    return F.cross_entropy((tau * logits).scatter_add(1, labels[:, None], shift), labels, reduction="none") / tau
 
 
 def _hinge(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
@@ -40,9 +40,10 @@ def _hkr(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: floa
 def _joint(logits: Tensor, labels: Tensor, valid: Tensor, tau: float, margin: float) -> Tensor:  # noqa: ARG001
     margins = _runner_up_margin(logits.detach(), labels).masked_fill(~valid, torch.inf)
     reach = _bought_margin(margins, margin)  # (B, 1, 1)
-    shift = torch.zeros_like(logits).scatter_(1, labels[:, None], SHARPNESS)
-    each = F.cross_entropy(SHARPNESS * logits / reach[:, None] - shift, labels, reduction="none")
-    return each * reach / SHARPNESS
+    temperature = SHARPNESS / reach
+    shift = torch.full_like(labels[:, None], -SHARPNESS, dtype=logits.dtype)
+    shifted = (logits * temperature[:, None]).scatter_add(1, labels[:, None], shift)
+    return F.cross_entropy(shifted, labels, reduction="none") / temperature
 
 
 def _bought_margin(margins: Tensor, eps: float) -> Tensor:
