@@ -23,6 +23,7 @@ from attackcheck.measures import FlipCosts, bounds, dataset
 from attackcheck.measures.names import Measure
 from attackcheck.models import load_checkpoint, load_data, shipped
 from attackcheck.refined import refine
+from attackcheck.refined.tail import sorted_values
 from attackcheck.smoothing import ABSTAIN, Smoothing, smooth
 
 
@@ -60,7 +61,9 @@ def main() -> None:
     certificate = refine(model, tuple(images[0].shape))
 
     def finer(image, label):
-        costs = certificate.costs(image, forward(image))
+        with sorted_values(model) as values:
+            logits = forward(image)
+        costs = certificate.costs(image, logits, values=values[-1][0] if values else None)
         mine = (costs.predicted == label.flatten()) & (label.flatten() != data.ignore)
         return int((mine & (costs.distance() >= radius)).sum()), int((label != data.ignore).sum())
 

@@ -23,6 +23,9 @@ Array = np.ndarray[Any, Any]
 DROPS = (0.01, 0.05, 0.1, 0.2, 0.5)
 """How much of a measure is to be lost, for the smallest distance that can do it."""
 
+CHUNK = {"cpu": 2**15, "cuda": 2**24}
+"""Pixels at a time: on a CPU so many stay in its cache."""
+
 LOOKED_INTO = 256
 """Stretches of numbers of lost true positives, where those of false positives beside them are sought."""
 
@@ -166,16 +169,28 @@ class _Ladders:
         hit = (costs.predicted == labels) & valid
         self.right = Ladder(costs.nearest[hit], share, costs.counted(hit))
         for label in range(costs.classes):
-            mine = costs.predicted == label
-            broken, barred = hit & mine, (labels == label) | mine | ~valid
+            broken = hit & (costs.predicted == label)
+            made, for_sale = _making(costs, labels, valid, label)
             own = costs.nearest[broken]
-            # Marking what is not for sale as infinitely dear is faster than leaving it out.
-            made = costs.towards(label).masked_fill_(barred, math.inf)
-            added = costs.paired(label, broken, ~barred)
+            added = costs.paired(label, broken, for_sale)
             self.breaking.append(Ladder(own, share, None if added is None else added[0]))
             self.making.append(Ladder(made, share, None if added is None else added[1]))
             counted = costs.counted(broken)
             self.missing.append(self.breaking[-1] if counted is None else Ladder(own, share, counted))
+
+
+def _making(costs: FlipCosts, labels: Tensor, valid: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """Costs ``(n,)`` of making false positives of a class, infinite where there is none to make; where there is."""
+    made = torch.empty_like(costs.nearest)
+    for_sale = torch.empty_like(valid)
+    chunk = CHUNK.get(made.device.type, CHUNK["cpu"])
+    for start in range(0, len(made), chunk):
+        some = slice(start, start + chunk)
+        barred = (labels[some] == label) | (costs.predicted[some] == label) | ~valid[some]
+        torch.logical_not(barred, out=for_sale[some])
+        # Marking what is not for sale as infinitely dear is faster than leaving it out.
+        made[some] = costs.towards(label, some).masked_fill_(barred, math.inf)
+    return made, for_sale
 
 
 def _bounds(ladders: _Ladders, islands: tuple[Tensor, Tensor], share: float | None, eps: Tensor) -> Bounds:

@@ -105,8 +105,8 @@ def adding_up(own: Tensor, shared: Tensor, tags: Tensor | None = None) -> tuple[
         allowed = torch.maximum(radius - spent, change - above).clamp_min_(0.0)
         cost = torch.minimum(slope, allowed)
         spent, above = spent + cost, (cost - change).clamp_min_(0.0).add_(above)
-        # What is not for sale comes last, so that nothing depends on its cost.
-        found.append(torch.maximum(cost, radius * (radius * (1.0 / BARRED) > DEAR / BARRED)))
+        # What is not for sale comes last, so that nothing depends on its cost, which is BARRED.
+        found.append(cost)
     return torch.stack(found).mul_(ROUNDED), torch.stack(low) & bits
 
 

@@ -263,7 +263,6 @@ class RefinedCertificate:
         """
         device, height, width = logits.device, int(logits.shape[1]), int(logits.shape[2])
         flat = logits.detach().flatten(1)
-        best, _, predicted = top_two(flat)
         places = self._slopes.places(height, width, device)
         loose, pairs = 0.0, flat.new_zeros(0, flat.shape[1])
         if values is not None:
@@ -273,8 +272,9 @@ class RefinedCertificate:
         chunk = CHUNK.get(device.type, CHUNK["cpu"])
         for start in range(0, flat.shape[1], chunk):
             some = slice(start, start + chunk)
-            margins = (best[some] - flat[:, some] - error).clamp_min_(0.0)
-            found[:, some] = self._distances(margins, predicted[some], pairs[:, some], places[some], loose)
+            best, _, predicted = top_two(flat[:, some])
+            margins = (best - flat[:, some] - error).clamp_min_(0.0)
+            found[:, some] = self._distances(margins, predicted, pairs[:, some], places[some], loose)
         return found
 
     def _distances(self, margins: Tensor, predicted: Tensor, values: Tensor, place: Tensor, loose: float) -> Tensor:

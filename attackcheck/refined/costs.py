@@ -14,7 +14,7 @@ from attackcheck.measures.sharing import BARRED, adding_up, blocks, steps, unblo
 
 __all__ = ["CHUNK", "RefinedCosts"]
 
-CHUNK = {"cpu": 2**14, "cuda": 2**22}
+CHUNK = {"cpu": 2**15, "cuda": 2**22}
 """Pixels at a time: on a CPU so many stay in its cache."""
 
 
@@ -62,7 +62,7 @@ class RefinedCosts(FlipCosts):
             return None
         found = []
         for some, rows in self._strips():
-            if bool(for_sale[some].any()):
+            if _any(for_sale[some]):
                 barred = _barred(for_sale[some])
                 own, shared = (self._blocks(v[some], barred, rows) for v in (self.nearest, self._shared))
                 found.append(steps(own, shared).flatten())
@@ -77,7 +77,7 @@ class RefinedCosts(FlipCosts):
             there, barred = broken[some], _barred(made[some])
             own = self._blocks(self._own[label, some], barred, rows)
             shared = self._blocks(self.together(label, some), barred, rows)
-            if not bool(there.any()):
+            if not _any(there):
                 making.append(adding_up(own, shared)[0].flatten())
                 continue
             barred = _barred(there)
@@ -124,6 +124,11 @@ def _nearest(distances: Tensor, predicted: Tensor) -> Tensor:
         # Arithmetic is many times faster than masks on a CPU; the own class is 0 far.
         nearest = torch.minimum(nearest, distances[label] + (predicted == label).to(distances.dtype).mul_(BARRED))
     return nearest
+
+
+def _any(mask: Tensor) -> bool:
+    # Many times as fast as `any` on a CPU.
+    return bool(mask.view(torch.uint8).max())
 
 
 def _barred(for_sale: Tensor) -> Tensor:
