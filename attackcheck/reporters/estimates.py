@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from attackcheck.estimating import Estimate
+from attackcheck.reporters.tables import plain_table
 
 __all__ = ["duration", "print_estimate", "size"]
 
@@ -13,7 +13,7 @@ __all__ = ["duration", "print_estimate", "size"]
 def print_estimate(found: Estimate, console: Console) -> None:
     """The stages, what comes on top, and one sentence with the sum."""
     rows, columns = found.size
-    table = Table(title=f"{found.images} images of {rows}x{columns}, {found.pixels} pixels of each under attack")
+    table = plain_table(f"{found.images} images of {rows}x{columns}, {found.pixels} pixels of each under attack")
     for name in ("what", "objective", "calls", "rows", "forward", "backward", "time"):
         table.add_column(name, justify="left" if name in ("what", "objective") else "right")
     for stage in found.stages:

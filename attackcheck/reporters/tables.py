@@ -13,7 +13,16 @@ from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import AttackSummary, Report, Violation
 
-__all__ = ["attack_tables", "budget_table", "class_table", "counted", "region_table", "short", "violation_table"]
+__all__ = [
+    "attack_tables",
+    "budget_table",
+    "class_table",
+    "counted",
+    "plain_table",
+    "region_table",
+    "short",
+    "violation_table",
+]
 
 _REACH = ("attack", "flipped", "min d", "median d", "tightness 5 50 95 %")
 _COST = ("slack: L x attack", "forward", "backward", "seconds")
@@ -32,7 +41,7 @@ def attack_tables(report: Report, width: int) -> list[Table]:
 
 
 def region_table(report: Report) -> Table:
-    table = _table("Regions: one perturbation that flips them")
+    table = plain_table("Regions: one perturbation that flips them")
     table.add_column("image", justify="right", no_wrap=True)
     table.add_column("region", overflow="fold")
     for name in ("pixels", "joint distance", "best distance", "ratio"):
@@ -59,7 +68,7 @@ def region_table(report: Report) -> Table:
 
 
 def budget_table(report: Report) -> Table:
-    table = _table("Fixed budgets: whole images under attack")
+    table = plain_table("Fixed budgets: whole images under attack")
     table.add_column("eps", justify="right")
     table.add_column("attack", no_wrap=True)
     for name in ("clean accuracy", "attacked accuracy", "unchanged pixels"):
@@ -71,7 +80,7 @@ def budget_table(report: Report) -> Table:
 
 
 def class_table(report: Report) -> Table:
-    table = _table("Classes, as predicted")
+    table = plain_table("Classes, as predicted")
     table.add_column("class", overflow="fold")
     for name in ("pixels", "accuracy", "median radius", "attacked", "median distance"):
         table.add_column(name, justify="right")
@@ -88,7 +97,7 @@ def class_table(report: Report) -> Table:
 
 
 def violation_table(title: str, findings: Sequence[Violation], width: int) -> Table:
-    table = _table(title, gap=1)
+    table = plain_table(title, gap=1)
     table.add_column("kind", no_wrap=True)
     table.add_column("image", justify="right", no_wrap=True)
     table.add_column("where", no_wrap=True)
@@ -132,7 +141,7 @@ def violation_table(title: str, findings: Sequence[Violation], width: int) -> Ta
 
 
 def _attack_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = _table(title)
+    table = plain_table(title)
     table.add_column(columns[0], no_wrap=True)
     for name in columns[1:]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -164,7 +173,7 @@ def _attack_row(attack: AttackSummary) -> list[str]:
     ]
 
 
-def _table(title: str, gap: int = 2) -> Table:
+def plain_table(title: str, gap: int = 2) -> Table:
     return Table(
         title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
     )
