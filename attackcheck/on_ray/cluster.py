@@ -80,8 +80,10 @@ def connected(address: str, limit: int | None) -> Iterator[ModuleType]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
-    except Exception as error:  # whatever the network or another version makes it raise
+    except BaseException as error:
         ray.shutdown()
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
         raise InputError(f"could not join the Ray cluster at {address}: {in_one_line(error)}") from error
     try:
         if threading.current_thread() is threading.main_thread():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -89,6 +90,7 @@ class Task:
     images: SentImages
     settings: Settings
     folder: str  # that relative paths are relative to
+    path: tuple[str, ...]  # where the driver imports from
     seen: dict[str, Any]  # the driver's :func:`identity`
 
 
@@ -141,6 +143,7 @@ class Worker:
     def _begin(self, task: Task) -> Ready:
         with suppress(OSError):
             os.chdir(task.folder)  # elsewhere the working directory that the job was sent with
+        sys.path += [entry for entry in task.path if entry not in sys.path]
         torch.set_num_threads(1)
         settings = replace(task.settings, workers=min(task.settings.workers, os.cpu_count() or 1))
         if settings.counterexamples is not None:
