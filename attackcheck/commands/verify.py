@@ -202,9 +202,7 @@ def _estimate(arguments: argparse.Namespace, settings: Settings, data: Images) -
     from attackcheck.reporters.json import checked_target, write_json
 
     target = None if arguments.json is None else checked_target(arguments.json)
-    subject = load_subject(arguments, lambda: data[0].image)
-    if arguments.refined:
-        subject = _refined(subject, data)
+    subject = _Source(arguments)(lambda: data[0].image)
     found = estimate(subject, data, settings)
     if arguments.json != "-":
         print_estimate(found, Console())
