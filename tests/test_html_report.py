@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,8 @@ from attackcheck.parts import Example, Maps
 from attackcheck.reporters.blocks import blocks
 from attackcheck.reporters.html import fitting
 from attackcheck.reporters.html.content import EPSILONS, Content, Pixels
-from attackcheck.reporters.html.observing import observe, smaller
+from attackcheck.reporters.html.observing import LEAST, observe, smaller
+from attackcheck.reporters.html.page import render
 from attackcheck.reporters.html.scales import Scales
 
 FACTORY = """
@@ -251,6 +253,30 @@ def test_a_page_fits_its_limit_by_showing_less(report):
     small = fitting(whole, limit)
     assert least <= len(small.encode()) <= limit < most - 10_000
     assert "Maps of large images show one pixel for each block" in small
+
+
+def test_a_page_of_noise_fits_its_limit(report):
+    """Nothing is as large as noise: perturbed images are shrunk, and at last images left out, the dullest first."""
+
+    def noisy(seed):
+        given = maps(90, 120, seed)
+        example = Example("region", "all", None, -1, -1, 0.1, 0.3, "ddn", 1 - given.image, given.predicted)
+        given.flip_distance[0, 0] = 0.05 if seed == 2 else 0.1
+        return seen(maps(90, 120, seed, examples=(example,), flip_distance=given.flip_distance), index=seed)
+
+    whole = content([noisy(seed) for seed in range(4)], report)
+    bare = len(fitting(replace(whole, pictures=[])).encode())
+    most = len(fitting(whole).encode())
+    assert most > bare + 400_000
+    for room in (200_000, 40_000, 5_000, 1):
+        page = fitting(whole, bare + room)
+        assert len(page.encode()) <= bare + room
+        if room == 200_000:
+            assert page.count('id="image-') == 4
+    least = render(replace(whole, pictures=[smaller(picture, 256, 1, LEAST) for picture in whole.pictures]))
+    half = fitting(whole, (bare + 2 * len(least.encode())) // 3)
+    assert [half.count(f'id="image-{number}"') for number in range(4)].count(1) == 2
+    assert 'id="image-2"' in half
 
 
 def test_an_infinite_radius_a_tie_and_a_pixel_never_flipped_can_be_shown(report):

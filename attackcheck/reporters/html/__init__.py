@@ -14,7 +14,7 @@ from attackcheck.errors import InputError
 from attackcheck.events import Event, PartFinished, RunFinished
 from attackcheck.report import Report
 from attackcheck.reporters.html.content import Content, Curves, Picture, Pixels, Summary
-from attackcheck.reporters.html.observing import observe, smaller
+from attackcheck.reporters.html.observing import LEAST, SIDE, observe, smaller
 from attackcheck.reporters.json import checked_target, write_whole
 
 __all__ = ["HtmlReporter", "check_html", "fitting"]
@@ -120,15 +120,22 @@ class HtmlReporter:
 
 
 def fitting(content: Content, limit: int = LIMIT) -> str:
-    """The page in at most ``limit`` bytes: with smaller maps and fewer perturbed images where it must be."""
+    """The page in at most ``limit`` bytes: with smaller maps, fewer and smaller perturbed images where it must be.
+
+    Where even the smallest are too many, those of the most interesting images are shown, and at last of none: a page
+    is only larger where its tables alone are.
+    """
     from attackcheck.reporters.html.page import render
 
     pictures = content.pictures
     # At least 12 bytes for each cell; where that is too few, the loop puts it right.
     cells = min(CELLS, max(512, int(0.9 * limit / 12 / max(1, len(pictures)))))
-    worst = WORST if len(pictures) <= 20 else 2
+    worst, side = WORST if len(pictures) <= 20 else 2, SIDE
     while True:
-        text = render(replace(content, pictures=[smaller(picture, cells, worst) for picture in pictures]))
-        if len(text.encode()) <= limit or cells <= 256:
+        text = render(replace(content, pictures=[smaller(picture, cells, worst, side) for picture in pictures]))
+        if len(text.encode()) <= limit or not pictures:
             return text
-        cells, worst = cells // 2, max(1, worst - 1)
+        if cells <= 256 and side <= LEAST:
+            kept = sorted(pictures, key=lambda picture: picture.interest)[len(pictures) - len(pictures) // 2 :]
+            pictures = [picture for picture in pictures if any(picture is one for one in kept)]
+        cells, worst, side = max(256, cells // 2), max(1, worst - 1), max(LEAST, side // 2)

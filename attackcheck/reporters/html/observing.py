@@ -23,6 +23,8 @@ MARGIN = 8
 """Pixels shown around what a perturbation touches."""
 SMALL = 160
 """Images up to this height and width are shown whole where a region was attacked."""
+SIDE = 320
+"""Pixels at most in each direction of a perturbed image."""
 LEAST = 40
 """Pixels shown at least in each direction."""
 
@@ -100,8 +102,8 @@ def observe(
     )
 
 
-def smaller(picture: Picture, cells: int, worst: int) -> Picture:
-    """The picture with maps of at most ``cells`` cells and at most ``worst`` perturbed images."""
+def smaller(picture: Picture, cells: int, worst: int, side: int = SIDE) -> Picture:
+    """The picture with maps of at most ``cells`` cells and at most ``worst`` perturbed images, ``side`` pixels long."""
     edge, row, column = blocks(picture.tightness, picture.radius, cells)
     maps = ("row", "column", "predicted", "radius", "distance", "attacked", "by", "after")
     return replace(
@@ -109,8 +111,21 @@ def smaller(picture: Picture, cells: int, worst: int) -> Picture:
         edge=picture.edge * edge,
         image=averaged(picture.image, edge),
         labels=None if picture.labels is None else picture.labels[row, column],
-        worst=picture.worst[:worst],
+        worst=[_shrunk(example, side) for example in picture.worst[:worst]],
         **{name: getattr(picture, name)[row, column] for name in maps},
+    )
+
+
+def _shrunk(example: Worst, side: int) -> Worst:
+    edge = -(-max(example.clean.shape[1:]) // side)
+    if edge <= 1:
+        return example
+    return replace(
+        example,
+        clean=averaged(example.clean, edge),
+        perturbed=averaged(example.perturbed, edge),
+        predicted_clean=example.predicted_clean[::edge, ::edge],
+        predicted=None if example.predicted is None else example.predicted[::edge, ::edge],
     )
 
 
@@ -171,7 +186,7 @@ def _worst(example: Example, image: Array, predicted: Array, violated: bool) -> 
     after = None if example.after is None else np.asarray(example.after)
     top, left, bottom, right = _window(image, perturbed, after, predicted, example.pixel)
     here = np.s_[top:bottom, left:right]
-    edge = max(1, -(-max(bottom - top, right - left) // 320))
+    edge = max(1, -(-max(bottom - top, right - left) // SIDE))
     return Worst(
         kind=example.kind,
         name=example.name,
