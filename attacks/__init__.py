@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._cutting import cutting_planes
     from ._cw import cw
     from ._ddn import ddn
+    from ._fmn import fmn
     from ._guided import guided
     from ._linearised import linearised
     from ._lipschitz import lipschitz_ascent
@@ -38,6 +39,7 @@ __all__ = [
     "cutting_planes",
     "cw",
     "ddn",
+    "fmn",
     "guided",
     "linearised",
     "lipschitz_ascent",
@@ -64,6 +66,7 @@ _HOMES = {
     "cutting_planes": "_cutting",
     "cw": "_cw",
     "ddn": "_ddn",
+    "fmn": "_fmn",
     "guided": "_guided",
     "linearised": "_linearised",
     "lipschitz_ascent": "_lipschitz",

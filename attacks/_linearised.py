@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._fmn import descend, polish
 from ._newton import Outlook, outlook
-from ._refine import Track, shoot, shrink
-from ._rows import Box, Generators, Model, across, clip, dot, gaussian, lengths, loss_and_gradient, of_rows, polar
+from ._refine import shoot, shrink
+from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, loss_and_gradient, of_rows, polar
+from ._turning import OVERSHOOT, Bests, turn
 from .objectives import Objective
 
 __all__ = ["linearised"]
@@ -18,7 +19,11 @@ __all__ = ["linearised"]
 _FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
 _OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
 _FIRST_OVERSHOOT = 0.3
-_OVERSHOOT = 2e-3  # iterates just beyond the boundary are evidence, those before it are not
+_BENT = 1.2  # first ray over best ray
+_FARTHER = 2.0
+_NEAR_RATE, _FAR_RATE = 1.5, 0.75  # length of the first step over the radius of the first sphere
+_GAMMA = 0.05
+_MORE_TURNS, _MORE_REFINE = 10, 3
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
 
@@ -32,6 +37,7 @@ def linearised(
     search: int = 4,
     iterations: int = 16,
     refine: int = 6,
+    again: int = 0,
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -46,11 +52,15 @@ def linearised(
        image). That part is annealed from .7 to .02. The first three eighths of the turns look from beyond the boundary,
        by up to .3 of the distance, which leads out of narrow dents; then the best ray goes on alone.
     3. The best direction is searched again, `refine` points.
+    4. Where turning has shortened the first ray by more than a sixth, the boundary is bent and may have nearer parts
+       that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of `fmn` from the
+       first linearised boundary, and as many from twice as far away as the best point; then the rays through both turn.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
-    `iterations` and, for each ray but the first, three eighths of them, rounded.
+    `iterations` and, for each ray but the first, three eighths of them, rounded; a bent row twice `again` + 13 forward
+    and `again` + 10 backward passes more.
     """
     images = images.detach()
     noise = gaussian(images, generator)
@@ -78,57 +88,18 @@ def linearised(
     )
     opening = round(_OPENING * iterations) if count > 1 else 0
     schedule = _schedule(opening, iterations)
-    bests = _turn(repeated, wide, margin, Bests.of(track, wide), schedule[:opening], box)
+    bests = turn(repeated, wide, margin, Bests.of(track, wide), schedule[:opening], box)
     bests = bests.chosen(count)
-    bests = _turn(model, images, view.objective.by_margin(), bests, schedule[opening:], box)
-    # a ray that never met a boundary is followed from where it ended
-    distance = torch.where(bests.distance < torch.inf, bests.distance, bests.track.distance)
-    last = shoot(
-        model,
-        images,
-        bests.direction,
-        distance * 1.0005,
-        view.objective.by_margin(),
-        start=view.loss[0],
-        steps=refine,
-        reach=reach,
-        box=box,
-    )
-    # the linearised length of the best ray may lie: never hand back less than what was seen on the way
-    better = last.success & (lengths(last.points - images) <= bests.closest)
-    found = torch.where(across(better | ~bests.track.success, images), last.points, bests.track.points)
+    bests = turn(model, images, view.objective.by_margin(), bests, schedule[opening:], box)
+    margin = view.objective.by_margin()
+    found, success = bests.searched(model, images, margin, view.loss[0], refine, reach, box)
+    if again:
+        bent = success & (track.distance[:batch] > _BENT * lengths(found - images))
+        found = _descend_again(model, images, view, found, bent, again, box, noise)
     beyond = clip(images + (1 + _STEP_BACK) * (found - images), box)
     with torch.no_grad():
         firm = view.objective(model(beyond)).success
     return torch.where(across(firm, images), beyond, found)
-
-
-class Bests(NamedTuple):
-    """Rays on their way (the track: closest success, present direction and distance), and the best that each was."""
-
-    track: Track
-    closest: Tensor  # (B,) distance of the closest success
-    direction: Tensor  # of the shortest distance measured
-    distance: Tensor  # (B,) measured, infinite where there is none
-
-    @staticmethod
-    def of(track: Track, images: Tensor) -> Bests:
-        closest = torch.where(track.success, lengths(track.points - images), torch.inf)
-        return Bests(track, closest, track.direction, closest)
-
-    def chosen(self, count: int) -> Bests:
-        """The best of `count` rays of each row, which lie B apart: the shortest, or the least hopeless."""
-        if count == 1:
-            return self
-        track = self.track
-        batch = len(self.distance) // count
-        column = torch.arange(batch, device=self.distance.device)
-        key = torch.minimum(self.distance, self.closest)
-        key = torch.where(key < torch.inf, key, 1e9 + track.distance)
-        ray = key.reshape(count, batch).argmin(0) * batch + column
-        near = self.closest.reshape(count, batch).argmin(0) * batch + column
-        kept = Track(track.points[near], track.direction[ray], track.distance[ray], track.success[near])
-        return Bests(kept, self.closest[near], self.direction[ray], self.distance[ray])
 
 
 def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
@@ -146,42 +117,55 @@ def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
         parts += [last + (first - last) * (1 + math.cos(math.pi * (i + 1) / count)) / 2 for i in range(count)]
     far = _FIRST_OVERSHOOT * min(1.0, max(0.0, iterations / 8 - 1))
     back = max(1, round(_OPENING * iterations))
-    return [(part, _OVERSHOOT + far * max(0.0, 1 - (i + 1) / back)) for i, part in enumerate(parts)]
+    return [(part, OVERSHOOT + far * max(0.0, 1 - (i + 1) / back)) for i, part in enumerate(parts)]
 
 
-def _turn(
-    model: Model, images: Tensor, objective: Objective, bests: Bests, schedule: list[tuple[float, float]], box: Box
-) -> Bests:
-    """Turns rays towards the projections of the image onto the boundaries linearised where the rays meet them."""
-    tiny = torch.finfo(images.dtype).tiny
-    (points, way, t, success), closest, best, best_distance = bests
-    unmeasured = torch.full_like(t, torch.inf)
-    for part, overshoot in schedule:
-        point = clip(images + across(t, way) * way, box)
-        delta = point - images
-        goal, gradient = loss_and_gradient(model, objective, point)
-        norm = lengths(delta)
-        closer = goal.success & (norm < closest)
-        points, closest = torch.where(across(closer, points), point, points), torch.where(closer, norm, closest)
-        success = success | goal.success
-        plane, slope = polar(-gradient, way)
-        # to first order the boundary is where plane . delta = offset, and the ray meets it at this distance
-        offset = dot(plane, delta) + goal.loss / slope.clamp_min(tiny)
-        advance = dot(plane, way)
-        sound = (slope > 0) & (advance > 0.05) & (offset > 0.2 * t * advance)
-        met = torch.where(sound, offset / advance.clamp_min(0.05), unmeasured)
-        # a long extrapolation is no measurement: rays that promise more than they keep would be chosen
-        near = sound & (met > 0.75 * t) & (met < 1.05 * t)
-        measured = torch.where(near, met, torch.where(goal.success, t, unmeasured))
-        shorter = measured < best_distance
-        best = torch.where(across(shorter, best), way, best)
-        best_distance = torch.where(shorter, measured, best_distance)
-        reached = torch.where(sound, met, 1.1 * t)
-        projection = across(torch.maximum(offset, 0.2 * t), plane) * plane
-        way, _ = polar((1 - part) * across(reached, way) * way + part * projection, way)
-        ahead = torch.where(sound, offset / dot(plane, way).clamp_min(0.05), reached)
-        t = torch.minimum(torch.maximum((1 + overshoot) * ahead, 0.3 * t), 1.5 * t)
-    return Bests(Track(points, way, t, success), closest, best, best_distance)
+def _descend_again(
+    model: Model,
+    images: Tensor,
+    view: Outlook,
+    found: Tensor,
+    bent: Tensor,
+    steps: int,
+    box: Box,
+    noise: Tensor,
+) -> Tensor:
+    """Closer successes of the rows that are `bent`, by two descents each; the others as they are."""
+    index = bent.nonzero().flatten()  # the one place where the host waits for the device
+    if not len(index):
+        return found
+    rows = index.repeat(2)  # never a single row: libraries compute a batch of one by another algorithm
+    seen, wide, margin = of_rows(model, rows), images[rows], view.objective.by_margin().rows(rows)
+    shortest = lengths(found - images)[index]
+    near, far = view.distance[0][index], _FARTHER * shortest
+    points, norm = descend(
+        seen,
+        wide,
+        margin,
+        torch.cat([across(near, images) * view.direction[0][index], _FARTHER * (found - images)[index]]),
+        torch.cat([torch.full_like(near, torch.inf), far]),
+        torch.cat([_NEAR_RATE * near, _FAR_RATE * far]),
+        steps=steps,
+        gamma=_GAMMA,
+        box=box,
+        noise=noise[rows],
+    )
+    points, reached = polish(
+        seen,
+        wide,
+        margin,
+        points,
+        norm,
+        view.loss[0][rows],
+        turns=_MORE_TURNS,
+        refine=_MORE_REFINE,
+        box=box,
+        noise=noise[rows],
+    )
+    length, end = torch.where(reached, lengths(points - wide), torch.inf).reshape(2, -1).min(0)
+    points = points.reshape(2, -1, *images.shape[1:])[end, torch.arange(len(index), device=index.device)]
+    points = torch.where(across(length < shortest, points), points, found[index])
+    return found.index_copy(0, index, points)
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

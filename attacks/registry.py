@@ -40,10 +40,11 @@ class Attack:
 _ALL = frozenset({"pixel", "region", "image"})
 _PIXEL = frozenset({"pixel"})
 _SETS = frozenset({"region", "image"})
-_REFINING = frozenset({"_linearised", "_ddn", "_cw", "_cutting", "_boundary"})
+_REFINING = frozenset({"_linearised", "_ddn", "_fmn", "_cw", "_cutting", "_boundary"})
 _TABLE = {
     "linearised": ("_linearised", "linearised", True, _ALL),
     "ddn": ("_ddn", "ddn", True, _ALL),
+    "fmn": ("_fmn", "fmn", True, _ALL),
     "cw": ("_cw", "cw", True, _ALL),
     "cutting": ("_cutting", "cutting_planes", True, _SETS),
     "boundary": ("_boundary", "boundary", True, _PIXEL),

@@ -47,6 +47,7 @@ OURS = {
     "thorough, linearised": Own("the plan's first two stages", _pixel_stages("thorough")[:2]),
     "thorough": Own("the plan's pixel stages", _pixel_stages("thorough")),
     "ddn": Own("defaults", (Stage("ddn"),)),
+    "fmn": Own("defaults", (Stage("fmn"),)),
     "cw": Own("defaults", (Stage("cw"),)),
 }
 ROWS = 2**17
@@ -111,6 +112,10 @@ class _Sum:
         self.result.backward += group.tape.backward / count
         self.result.milliseconds += milliseconds / count
 
+    def found(self, i: int) -> bool:
+        """Whether the pixel has been seen flipped."""
+        return self._best[i] < math.inf
+
     def close(self) -> Result:
         self.result.distance = judged(self._subject, self._subject.pixels, self._points)
         return self.result
@@ -127,7 +132,8 @@ def run_ours(subject: Subject, name: str) -> Result:
             members = []
             for i, pixel in enumerate(subject.pixels):
                 per_image[pixel.image] = per_image.get(pixel.image, 0) + 1
-                if stage.pixels is None or per_image[pixel.image] <= stage.pixels:
+                settled = stage.unflipped and (warm or total.found(i))
+                if not settled and (stage.pixels is None or per_image[pixel.image] <= stage.pixels):
                     members.append(i)
             for group in _groups(subject, members[: 2 if warm else None], None, alike=False):
                 tape = group.tape

@@ -20,8 +20,9 @@ __all__ = ["Result", "Tape", "judged"]
 class Tape:
     """The model on windows (B, C, h, w), one per pixel under attack; keeps the closest flip of each that it was shown.
 
-    Any number of rows may be asked for at once. Row r belongs to pixel r modulo B, as our attacks lay them out, or,
-    for libraries that drop and reorder rows, to the pixel whose clean window is nearest (`ordered=False`).
+    Any number of rows may be asked for at once. Row r belongs to pixel r modulo B, as our attacks lay them out unless
+    they ask for the tape of certain rows, or, for libraries that drop and reorder rows, to the
+    pixel whose clean window is nearest (`ordered=False`).
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], windows: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -35,21 +36,30 @@ class Tape:
         self.ordered = True
 
     def __call__(self, images: Tensor) -> Tensor:
+        return self._shown(images, None)
+
+    def _shown(self, images: Tensor, index: Tensor | None) -> Tensor:
         images = images.to(self._windows.dtype)
         logits = self._model(images)
         self.forward += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count)
         with torch.no_grad():
-            self._record(images.detach(), logits.detach())
+            self._record(images.detach(), logits.detach(), index)
         return logits
+
+    def for_rows(self, index: Tensor) -> Callable[[Tensor], Tensor]:
+        """The tape for calls whose rows belong to the pixels `index` (R,) of our attacks."""
+        return lambda images: self._shown(images, index)
 
     def _count(self, gradient: Tensor) -> None:
         self.backward += len(gradient)
 
-    def _record(self, images: Tensor, logits: Tensor) -> None:
+    def _record(self, images: Tensor, logits: Tensor, index: Tensor | None) -> None:
         batch = len(self._windows)
-        if batch == 1 or self.ordered:
+        if index is not None:
+            owner = index
+        elif batch == 1 or self.ordered:
             owner = torch.arange(len(images)) % batch
         else:
             owner = torch.cdist(images.flatten(1), self._windows.flatten(1)).argmin(1)

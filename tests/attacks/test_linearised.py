@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attackcheck.attacks import PixelFlip, cw, ddn, linearised, lipschitz_ascent
+from attackcheck.attacks import PixelFlip, cw, ddn, fmn, linearised, lipschitz_ascent
 from attackcheck.models import exact
 
 
@@ -50,6 +50,9 @@ def test_costs_are_as_documented() -> None:
 
     for attack, options, expected in (
         (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 2) + 3 + 3),
+        # an affine boundary is not bent: nothing is done again
+        (linearised, {"search": 2, "iterations": 5, "refine": 3, "again": 20}, 2 + 2 + 5 + 3),
+        (fmn, {"steps": 20, "turns": 6, "refine": 4}, 1 + 20 + 6 + 4),
         (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
         (cw, {"steps": 7, "searches": 3, "refine": 4}, 1 + 21 + 4),
     ):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attackcheck.attacks import ImageFlip, PixelFlip, RegionFlip, cw, ddn, linearised
+from attackcheck.attacks import ImageFlip, PixelFlip, RegionFlip, cw, ddn, fmn, linearised
 from attackcheck.models import exact
 
 Attack = Callable[..., Tensor]
@@ -26,6 +26,7 @@ class Claim(NamedTuple):
 ATTACKS = {
     "linearised": Claim(linearised, 1.01, math.inf, 1.1, {}),
     "ddn": Claim(ddn, 1.01, 1.05, 1.1, {"steps": 100}),
+    "fmn": Claim(fmn, 1.01, math.inf, 1.1, {"steps": 100}),
     "cw": Claim(cw, 1.05, 1.05, 1.1, {"steps": 60, "searches": 6}),
 }
 AFFINE = {
@@ -130,6 +131,22 @@ def test_piecewise_distances_are_never_undercut(name: str, problem: str, target:
         for dtype in (torch.float64, torch.float32):
             measured = measure(PIECEWISE[problem](seed), seed, ATTACKS[name].attack, dtype, target)
             assert never_below(measured, dtype)
+
+
+@pytest.mark.parametrize("problem", PIECEWISE)
+def test_descending_again_finds_nearer_parts_of_bent_boundaries(problem: str) -> None:
+    """No row gets longer, and of those that turning left too long some reach the closed form."""
+    before, after = [], []
+    for seed in range(6):
+        model = PIECEWISE[problem](seed)
+        once = measure(model, seed, linearised, torch.float64, None, rays=2)
+        again = measure(model, seed, linearised, torch.float64, None, rays=2, again=16)
+        assert never_below(again, torch.float64)
+        assert (again.success | ~once.success).all()
+        assert (again.distance <= once.distance * (1 + 1e-9) + 1e-9)[once.success].all()
+        before.append((once.distance <= 1.01 * once.truth) & once.success)
+        after.append((again.distance <= 1.01 * again.truth) & again.success)
+    assert int(torch.cat(after).sum()) >= int(torch.cat(before).sum()) + 3
 
 
 @pytest.mark.parametrize("name", ATTACKS)
