@@ -49,19 +49,19 @@ class Setting:
 
 
 HELD_OUT = (
-    Setting("standard", "isounet-xs", (64, 128), 2, "standard", 64),
-    Setting("few pixels", "isounet-xs", (64, 128), 3, "standard", 12),
-    Setting("quick", "isounet-xs", (64, 128), 4, "quick", 256),
-    Setting("another network", "lipnet-xs", (64, 128), 2, "standard", 32),
-    Setting("larger images", "lipnet-xs", (128, 256), 2, "standard", 24),
+    Setting("standard", "isounet-xs", (64, 128), 1, "standard", 32),
+    Setting("few pixels", "isounet-xs", (64, 128), 2, "standard", 6),
+    Setting("quick", "isounet-xs", (64, 128), 3, "quick", 100),
+    Setting("another network", "lipnet-xs", (64, 128), 1, "standard", 16),
+    Setting("larger images", "lipnet-xs", (128, 256), 1, "standard", 8),
     Setting("crops", "field-13", (192, 256), 2, "quick", 256),
-    Setting("crops, more attacks", "field-13", (256, 256), 1, "linearised,ddn", 200),
-    Setting("one attack", "isounet-xs", (64, 128), 2, "cw", 32),
-    Setting("a target, in a box", "isounet-xs", (64, 128), 2, "linearised,ddn", 48, {"target": 2, "box": (0.0, 1.0)}),
+    Setting("crops and more attacks", "field-13", (256, 256), 1, "linearised,ddn", 200),
+    Setting("one attack", "isounet-xs", (64, 128), 1, "cw", 16),
+    Setting("a target in a box", "isounet-xs", (64, 128), 1, "linearised,ddn", 24, {"target": 2, "box": (0.0, 1.0)}),
     Setting("whole images", "field-13", (96, 128), 1, "quick", 48, {"crops": False}),
-    Setting("larger network", "lipnet-m1", (128, 128), 1, "quick", 16),
-    Setting("image attacks", "lipnet-m1", (128, 256), 2, "guided", 8),
-    Setting("1/8 of full size", "lipnet-m1", (512, 512), 1, "quick", 24),
+    Setting("larger network", "lipnet-m1", (128, 128), 1, "quick", 8),
+    Setting("image attacks", "lipnet-m1", (128, 256), 1, "guided", 1),
+    Setting("an eighth of full size", "lipnet-m1", (512, 512), 1, "quick", 8),
 )
 
 
