@@ -211,6 +211,9 @@ def draw(table, path: str) -> None:
     for place, axis in enumerate(axes[0]):
         for loss, colour in zip(("ce", "margin-ce", "hinge", "hkr", "joint"), "kbgcr", strict=True):
             rows = [row for name, row in table.items() if name.split()[0] == loss]
+            if not rows:
+                continue
+            rows.sort(key=lambda row: row["clean"])
             clean, certified = [100 * r["clean"] for r in rows], [100 * r["joint"][place] for r in rows]
             axis.plot(clean, certified, "o-", color=colour, label=loss, markersize=4)
         axis.set_title(f"eps {EPSILONS[place]:g}")
@@ -218,7 +221,7 @@ def draw(table, path: str) -> None:
     axes[0][0].set_ylabel("certified, one budget, %")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
