@@ -22,6 +22,7 @@ from attackcheck.claims import LipschitzClaim
 from attackcheck.measures import FlipCosts, bounds, dataset
 from attackcheck.measures.names import Measure
 from attackcheck.models import load_checkpoint, load_data, shipped
+from attackcheck.models.networks import SIZES, build, export
 from attackcheck.refined import refine
 from attackcheck.refined.tail import sorted_values
 from attackcheck.smoothing import ABSTAIN, Smoothing, smooth
@@ -32,6 +33,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="tile the images up to this size")
     parser.add_argument("--checkpoint", default=str(shipped("lipnet-xs")))
+    parser.add_argument(
+        "--untrained", metavar="SIZE", help="M1, ...: a LipNet of that size as it is initialised instead"
+    )
     parser.add_argument("--data", help="scenes[:N], folder:DIR, ...; none: the images that ship")
     parser.add_argument("--sigma", type=float, default=0.25)
     parser.add_argument("--tau", type=float, default=0.75)
@@ -40,15 +44,20 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    loaded, data = load_checkpoint(arguments.checkpoint), load_data(arguments.data)
-    model = loaded.model.to(arguments.device)
+    data, name = load_data(arguments.data), arguments.untrained or arguments.checkpoint
+    if arguments.untrained:
+        model = export(build(SIZES["lipnet"][arguments.untrained], seed=0)).eval().to(arguments.device)
+        claim = LipschitzClaim(model.constants().joint)
+    else:
+        loaded = load_checkpoint(arguments.checkpoint)
+        model = loaded.model.to(arguments.device)
+        claim = LipschitzClaim(loaded.lipschitz_joint, pixel=loaded.lipschitz_pixel)
     samples = [data[index] for index in range(min(arguments.images, len(data)))]
     images = [fitted(sample.image, arguments.size).to(arguments.device) for sample in samples]
     labels = [fitted(sample.labels, arguments.size).to(arguments.device) for sample in samples]
-    claim = LipschitzClaim(loaded.lipschitz_joint, pixel=loaded.lipschitz_pixel)
     radius = Smoothing(arguments.sigma, tau=arguments.tau).radius
     budget = torch.tensor([radius], dtype=torch.float64)
-    print(f"{arguments.checkpoint}, {len(images)} images of {tuple(images[0].shape)}, {arguments.device}")
+    print(f"{name}, {len(images)} images of {tuple(images[0].shape)}, {arguments.device}")
     print(f"radius {radius:.4f} (sigma {arguments.sigma:g}, tau {arguments.tau:g}, alpha {arguments.alpha:g})")
 
     def forward(image):
