@@ -109,6 +109,21 @@ def test_hovering_a_pixel_shows_its_numbers(page, run, name):
     assert "linearised" in said
 
 
+def test_what_is_not_known_of_a_pixel_is_said_in_words(page, run):
+    maps = next(iter(read_run(run / "run").parts())).maps
+    row, column = maps.flip_distance.isinf().nonzero()[0].tolist()
+    box = alive(page).locator("[data-map=radius] .live").bounding_box()
+    x, y = (column + 0.5) / WIDTH * box["width"], (row + 0.5) / HEIGHT * box["height"]
+    page.mouse.move(box["x"] + x + 3, box["y"] + y)
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    tip = page.locator(".bk-Tooltip").first
+    tip.wait_for()
+    said = " ".join(tip.evaluate(WORDS).split())
+    assert f"{row}, {column}" in said
+    assert "never flipped" in said
+    assert "NaN" not in said
+
+
 def test_a_pixel_can_be_looked_up_with_the_keyboard(page, run):
     maps = next(iter(read_run(run / "run").parts())).maps
     row, column = maps.attacked.nonzero()[5].tolist()

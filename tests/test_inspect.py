@@ -166,6 +166,15 @@ def test_half_blocks_show_two_rows_in_each_line_and_the_pixel_meant():
     assert legend(Console(file=io.StringIO(), color_system=None)).plain.startswith("r/d: 0 .")
 
 
+def test_in_colours_the_smallest_violation_is_red():
+    tightness = np.full((2, 10), 0.9999)
+    tightness[0, 4] = 1.0001
+    text = drawn(tightness, 60, 20, colours=True)
+    colours = [tuple(map(int, found)) for found in re.findall(r"38;2;(\d+);(\d+);(\d+)", text)]
+    red = [r > g + 60 and r > b + 60 for r, g, b in colours]
+    assert sum(red) == 1
+
+
 def test_the_page_about_looking_at_a_run_tells_what_works(place, monkeypatch, capsys, tmp_path):
     pytest.importorskip("bokeh")
     docs = Path(__file__).parents[1] / "docs"

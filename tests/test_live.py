@@ -3,13 +3,16 @@
 import io
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from attackcheck.events import Advanced, ImageFinished, ImageStarted
+from attackcheck.report import AttackSummary
 from attackcheck.reporters.live import LiveView, duration, histogram
-from attackcheck.reporters.time_left import TimeLeft
+from attackcheck.reporters.tables import attack_tables
+from attackcheck.reporters.time_left import JUDGING, USUAL, TimeLeft
 
 CALLS = ("cutting", "guided", "guided", "lipschitz", "pairs", *["linearised"] * 8, *["ddn"] * 3, "cw", "foolbox.ddn")
 
@@ -50,6 +53,18 @@ def test_time_left_is_right_within_thirty_percent_once_an_image_is_done(seed):
             assert abs(guess - (end - now)) <= 0.3 * (end - now) + 12  # two calls more or less
 
 
+@pytest.mark.parametrize("judging", [0.5, 1.0, 1.5, 2.0, 2.5])
+def test_a_run_of_one_attack_is_not_forgotten_to_be_judged(judging):
+    """The quick plan: a few calls of one attack; what judging takes is a fifth of it, and not yet seen."""
+    left, now = TimeLeft(1), 0.0
+    left.started(0, ["linearised"] * 4, now)
+    end = 4 * 2.85 + judging
+    for _ in range(3):
+        now += 2.85
+        left.advanced(0, "linearised", now)
+        assert abs(left.seconds(now) - (end - now)) <= 0.3 * (end - now)
+
+
 def test_images_side_by_side_and_images_done_before():
     left = TimeLeft(5)
     left.skipped()
@@ -58,9 +73,10 @@ def test_images_side_by_side_and_images_done_before():
     for call in range(1, 6):
         for image in (1, 2):
             left.advanced(image, "ddn", 2.0 * call)
-    # Of four images of ten calls each two are half done in 10 s: 10 calls, 30 to go at one call a second.
-    assert left.seconds(10.0) == pytest.approx(30.0)
-    assert left.share == pytest.approx(0.25)
+    # Of four images of ten calls each, and their judging, two have half of their calls done in 10 s, two abreast.
+    whole = 10 * 2.0 + JUDGING * 2.0 / USUAL["ddn"]
+    assert left.seconds(10.0) == pytest.approx(10.0 * (4 * whole - 20.0) / 20.0)
+    assert left.share == pytest.approx(20.0 / (4 * whole))
 
 
 def test_nothing_is_guessed_before_anything_is_known():
@@ -79,6 +95,22 @@ def test_durations(seconds, text):
 def test_a_histogram_ends_at_one_and_shows_violations_apart():
     assert histogram([0, 4, 8, 0]).plain == " ▄█ 1 "
     assert histogram([0, 0, 1, 8]).plain == "  ▁ 1 █"
+
+
+@pytest.mark.parametrize("width", range(60, 140, 8))
+def test_no_word_of_the_attack_table_is_cut(width):
+    quantiles = dict.fromkeys((0.05, 0.25, 0.5, 0.75, 0.95), 0.512)
+    attacks = tuple(
+        AttackSummary(name, "pixel", 512, 512, 0.001439, 0.2983, quantiles, 0.65, 0.99, 16_000, 14_000, 184.4, 0.9)
+        for name in ("linearised", "foolbox.deepfool")
+    )
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    for table in attack_tables(SimpleNamespace(attacks=attacks), width):
+        console.print(table)
+    assert "…" not in out.getvalue()
+    assert max(len(line.rstrip()) for line in out.getvalue().splitlines() if "Attacks:" not in line) <= width
+    assert ("Slack and cost" in out.getvalue()) == (width < 112)  # one table, or two
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

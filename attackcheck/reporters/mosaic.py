@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 SPREAD = 4.0
 """Colours go from 1 / SPREAD to SPREAD."""
 STEPS = 63
+RED = 54
+"""The palest colour of a violation."""
 SHADES = ".:-=+*%@#"
 """Without colours: tightness from 0 to 1, then above 1; a blank where nothing is known."""
 
@@ -49,12 +51,16 @@ def legend(console: Console) -> Text:
     for colour in diverging(STEPS)[indices].tolist():
         bar.append("█", _rgb(colour))
     grey = Text("█", _rgb(NEVER))
-    return Text.assemble(f"r/d: 1/{SPREAD:g} ", bar, f" {SPREAD:g}, 1 in the middle; ", grey, " never seen flipped")
+    return Text.assemble(
+        f"r/d: 1/{SPREAD:g} ", bar, f" {SPREAD:g}, 1 in the middle, red above it; ", grey, " never seen flipped"
+    )
 
 
 def _coloured(values: Array, mark: tuple[int, int] | None) -> Text:
     palette = np.vstack([diverging(STEPS), NEVER])
-    colours = palette[log_scale(values, 1 / SPREAD, SPREAD, STEPS)]  # (h, w, 3)
+    steps = log_scale(values, 1 / SPREAD, SPREAD, STEPS)
+    steps = np.where(values > 1.0, np.maximum(steps, RED), steps)  # a violation is never mistaken for a tight pixel
+    colours = palette[steps]  # (h, w, 3)
     if len(colours) % 2:
         colours = np.concatenate([colours, np.zeros_like(colours[:1])])
     text = Text(no_wrap=True)

@@ -10,7 +10,7 @@ from attackcheck.probe import Kind
 from attackcheck.report import STUCK, Report
 from attackcheck.reporters.tables import counted
 
-__all__ = ["Closing", "closing", "limits", "remarks"]
+__all__ = ["Closing", "closing", "limits", "remarks", "rounded_up"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def limits(report: Report) -> list[str]:
             if math.isfinite(value)
         ]
         lines.append(
-            f"Detection limit: any uniform inflation of the radii above x {_up(limit.least)} would have been found "
-            f"({', '.join(parts)})."
+            f"Detection limit: any uniform inflation of the radii above x {rounded_up(limit.least)} would have been "
+            f"found ({', '.join(parts)})."
         )
     if math.isfinite(limit.gadget) and report.sound:
         lines.append(
@@ -77,7 +77,7 @@ def remarks(report: Report) -> list[str]:
     return [*limits(report), *rate, *([f"Not attacked: {reasons}."] if reasons else [])]
 
 
-def _up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Rounded up, so that the sentence stays true."""
     digits = 2 if value >= 1.1 else 4
     return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -32,8 +33,9 @@ def attack_tables(report: Report, width: int) -> list[Table]:
     """One table where it fits, else distances and costs apart."""
     title = "Attacks: distances on the [0, 1] scale, tightness = radius / distance"
     rows = [_attack_row(attack) for attack in report.attacks]
-    if width >= 90:
-        return [_attack_table(title, _REACH + _COST, rows)]
+    whole = _attack_table(title, _REACH + _COST, rows)
+    if Console(width=10_000).measure(whole).maximum <= width:
+        return [whole]
     return [
         _attack_table(title, _REACH, [row[: len(_REACH)] for row in rows]),
         _attack_table("Slack and cost", _REACH[:1] + _COST, [row[:1] + row[len(_REACH) :] for row in rows]),
@@ -142,7 +144,7 @@ def violation_table(title: str, findings: Sequence[Violation], width: int) -> Ta
 
 def _attack_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = plain_table(title)
-    table.add_column(columns[0], no_wrap=True)
+    table.add_column(columns[0], overflow="fold")  # where a terminal is too narrow, this gives way first
     for name in columns[1:]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

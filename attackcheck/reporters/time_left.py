@@ -21,6 +21,10 @@ OTHERS = 1.6
 """The same of attacks that are not listed."""
 
 
+JUDGING = 1.5
+"""The same from the last call of an image to its end, as long as no image is done; of 64 pixels."""
+
+
 @dataclass
 class _Image:
     calls: Sequence[str]
@@ -91,7 +95,7 @@ class TimeLeft:
     def _cost(self) -> tuple[float, float]:
         """What was done and what is left, in seconds of calls."""
         price = self._prices()
-        end = self._ending / self._ends if self._ends else 0.0
+        end = self._ending / self._ends if self._ends else JUDGING * price.scale
         done = sum(price(name) * count for name, count in self._finished.items()) + end * self._ends
         left = 0.0
         for entry in self._images.values():

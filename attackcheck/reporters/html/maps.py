@@ -121,6 +121,8 @@ def _columns(picture: Picture, scales: Scales) -> dict[str, list[Array]]:
     }
     columns |= {"to": picture.after.astype(np.int16)}
     columns |= {"by": picture.by.astype(np.int16), "aimed": picture.attacked.astype(np.int16)}
+    # What is not known is NaN, of which Bokeh says just that: these, always known, are looked at in its stead.
+    columns |= {name: np.zeros(picture.row.shape, np.uint8) for name in ("how_far", "how_near")}
     if picture.edge > 1:
         tall, wide = (np.arange(n) * picture.edge for n in picture.row.shape)
         within = {"row": picture.row - tall[:, None], "column": picture.column - wide}
@@ -143,8 +145,14 @@ def _short(values: Array, exact: Array) -> Array:
 def _hover(picture: Picture, content: Content, source: ColumnDataSource) -> dict[str, Any]:
     """What is said of a pixel."""
     names = [content.class_name(index) for index in range(content.class_count)]
-    number = CustomJSHover(code="return value > 0 ? Number(value).toPrecision(4) : 'none'")
-    never = CustomJSHover(code="return value > 0 ? Number(value).toPrecision(4) : 'never flipped'")
+    number, never = (
+        CustomJSHover(
+            args={"data": source},
+            code=f"const found = data.data.{name}[0][special_vars.image_index.flat_index]; "
+            f"return found > 0 ? Number(found).toPrecision(4) : '{otherwise}'",
+        )
+        for name, otherwise in (("radius", "none"), ("distance", "never flipped"))
+    )
     ratio = CustomJSHover(
         args={"data": source},
         code="const cell = special_vars.image_index.flat_index; "
@@ -164,15 +172,15 @@ def _hover(picture: Picture, content: Content, source: ColumnDataSource) -> dict
     place = ("@row{custom}", "@column{custom}") if picture.edge > 1 else ("$y{custom}", "$x{custom}")
     said = {
         "row, column": ", ".join(place),
-        "radius r": "@radius{custom}",
-        "flip distance d": "@distance{custom}",
+        "radius r": "@how_far{custom}",
+        "flip distance d": "@how_near{custom}",
         "tightness r / d": "@tightness{custom}",
         "class": "@prediction{custom}",
         "class after": "@to{custom}",
         "flipped by": "@by{custom}",
         "aimed at": "@aimed{custom}",
     }
-    formatters = {"@radius": number, "@distance": never, "@tightness": ratio, "@prediction": named, "@to": named}
+    formatters = {"@how_far": number, "@how_near": never, "@tightness": ratio, "@prediction": named, "@to": named}
     formatters |= {"@by": who, "@aimed": yes, "$x": whole, "$y": whole, "@row": inside["y"], "@column": inside["x"]}
     return {"tooltips": list(said.items()), "formatters": formatters}
 

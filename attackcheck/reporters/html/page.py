@@ -28,7 +28,7 @@ from attackcheck.reporters.html.figures import Figure, WorstCard, map_figures, w
 from attackcheck.reporters.html.maps import live_maps, packed
 from attackcheck.reporters.html.scales import MAPS, Scales
 from attackcheck.reporters.html.words import WORDS, verdict_of
-from attackcheck.reporters.sentences import limits
+from attackcheck.reporters.sentences import limits, rounded_up
 from attackcheck.reporters.tables import counted, short
 
 __all__ = ["render"]
@@ -153,7 +153,9 @@ def _tiles(report: Report) -> Iterator[_Tile]:
         yield _Tile(f"{max(medians):.3f}", "median r / d", "of the best attack; 1 is a perfectly tight certificate")
     least = report.limit.least
     if report.sound and math.isfinite(least):
-        yield _Tile(f"× {least:.4f}", "detection limit", "radii inflated by more than this would have been found")
+        yield _Tile(
+            f"× {rounded_up(least)}", "detection limit", "radii inflated by more than this would have been found"
+        )
     if report.audit is not None:
         tone = "good" if report.audit.verdict is AuditVerdict.PROVED else "bad" if report.audit.refuted else "warn"
         bound = "no bound" if report.audit.bound is None else f"L ≤ {near(report.audit.bound)}"
