@@ -259,7 +259,8 @@ def _part_of_batch(
 def _descend(called: nn.Module, recipe: Recipe, part: _Part, weights: Tensor | None, processes: Processes) -> float:
     """Leaves the gradient of the mean loss over the pixels of all processes in the parameters; returns that loss."""
     with torch.autocast(part.images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        logits = called(part.images).float()
+        logits = called(part.images)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = segmentation_loss(recipe.loss, logits, part.labels, tau=recipe.tau, margin=recipe.margin, weights=weights)
     if processes.count > 1:  # gradients are averaged over processes, which need not have equally many pixels
         loss = loss * part.scale

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -26,12 +27,13 @@ COMMON = (
 )  # fmt: skip
 
 
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
 def started(out: Path, *words: str) -> "subprocess.Popen[str]":
     """Two processes train together, by torchrun's own module; their standard error is read by the caller."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-                "-m", "attackcheck")  # fmt: skip
     return subprocess.Popen(
-        [*launcher, *COMMON, "--out", str(out), *words],
+        [*LAUNCHER, "-m", "attackcheck", *COMMON, "--out", str(out), *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -60,8 +62,44 @@ def alone(out: Path, *words: str) -> None:
     assert command.run(parser.parse_args([*COMMON, "--out", str(out), *words])) == 0
 
 
-def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
-    """Class weights, crops with unlike numbers of pixels that count, batch means, the joint loss."""
+TOGETHER = """
+import sys, torch
+from attackcheck.models.datasets import load_data
+from attackcheck.models.isounet import IsoUNetConfig
+from attackcheck.models.networks import build
+from attackcheck.models.processes import Processes
+from attackcheck.models.training import Recipe, train
+
+torch.set_num_threads(1)
+processes = Processes.join(torch.device("cpu"))
+network = build(IsoUNetConfig(7, width=8, depth=1, bottom=1, head=4), seed=0).double()
+recipe = Recipe(steps=8, batch=4, lr=1e-2, focus=0.3, crop=(24, 32), loss="joint", margin=0.5, noise=0.01)
+losses = [event.loss for event in train(network, load_data("scenes:12:1:32x64"), recipe, processes=processes)]
+if processes.first:
+    torch.save({"losses": losses, "network": network.state_dict()}, sys.argv[1])
+processes.leave()
+"""
+
+
+def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, where rounding hides no wrong share: class weights, crops, noise, batch means, the joint loss."""
+    script, one, two = tmp_path / "together.py", tmp_path / "one", tmp_path / "two"
+    script.write_text(TOGETHER)
+    monkeypatch.setattr(sys, "argv", [str(script), str(one)])
+    runpy.run_path(str(script), run_name="__main__")
+    done = subprocess.run(
+        [*LAUNCHER, str(script), str(two)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    expected, found = torch.load(one), torch.load(two)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
+    assert expected["losses"][-1] < expected["losses"][0]
+    for name, value in expected["network"].items():  # of which a step at this rate moves every number by about 1e-2
+        torch.testing.assert_close(found["network"][name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_command_by_two_processes(tmp_path: Path) -> None:
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     words = ("--steps", "8", "--focus", "0.3", "--crop", "24x32", "--loss", "joint", "--margin", "0.5")
     alone(one, "--csv", f"{one}.csv", *words)
@@ -73,14 +111,8 @@ def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
     assert len(expected) == 4
     for mine, theirs in zip(found, expected, strict=True):
         assert mine[:3] == pytest.approx(theirs[:3], rel=1e-4)  # step, epoch, loss
-        assert mine[3:] == pytest.approx(theirs[3:], abs=3e-3)
-    # Eight steps of AdamW at a rate of .01 move weights by up to .08, whatever the size of a gradient.
-    difference = (weights(one) - weights(two)).abs()
-    assert float(difference.mean()) < 1e-4
-    assert float(difference.max()) < 5e-3
-    other = tmp_path / "other.pt"
-    alone(other, *words, "--lr", "0.011")
-    assert float((weights(one) - weights(other)).abs().mean()) > 1e-3
+        # AdamW moves what has no gradient but rounding (the lengths of columns) as fast as the rest.
+        assert mine[3:] == pytest.approx(theirs[3:], abs=1e-2)
 
 
 def waited_for(stream: Iterator[str], words: str) -> str:
