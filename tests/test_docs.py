@@ -70,6 +70,15 @@ def test_every_page_is_in_the_site():
     assert [name for name in re.findall(r"(\S+\.md)", site) if not (ROOT / "docs" / name).exists()] == []
 
 
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {page.stem for page in PAGES} - {"index"} <= {entry.name for entry in (tmp_path / "site").iterdir()}
+
+
 @pytest.mark.parametrize("name", ["cli", "python"])
 def test_references_are_those_of_parser_and_docstrings(name):
     spec = importlib.util.spec_from_file_location("references", ROOT / "docs" / "references.py")

@@ -186,10 +186,10 @@ def _hover(picture: Picture, content: Content, source: ColumnDataSource) -> dict
 
 
 def _marks(plot: Any, picture: Picture, aimed: bool) -> None:
-    """Rings around violations, and dots on pixels that were aimed at."""
+    """Rings around violations, thin ones around pixels that were aimed at."""
     if aimed and picture.attacked.any():
         xs, ys = picture.column[picture.attacked] + 0.5, picture.row[picture.attacked] + 0.5
-        plot.scatter(xs, ys, size=4, line_color="#ffffff", line_width=1, fill_color="#202020")
+        plot.scatter(xs, ys, size=7, line_color="#202020", line_width=1, fill_color=None)  # what is inside is seen
     if len(picture.broken):
         xs, ys = picture.broken[:, 1] + 0.5, picture.broken[:, 0] + 0.5
         plot.scatter(xs, ys, size=15, line_color="#ffffff", line_width=4, fill_color=None)
