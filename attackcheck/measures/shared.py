@@ -82,7 +82,7 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
     budgets = (eps.double() / costs.share).square() * (1.0 + 1e-9)
     whole = _whole(costs)
     share = PART if len(costs.predicted) > SMALL else 1
-    part = _offers(costs, labels, valid, weights, _part(costs, share), 0.0)
+    part = _offers(costs, labels, valid, weights, _part(costs, share), 0.0, exact=share == 1)
     positive = budgets[budgets > 0]
     if part.most == 0.0 and share > 1:
         share, part = 1, _offers(costs, labels, valid, weights, whole, 0.0)
@@ -142,35 +142,36 @@ def _offers(
     weights: Weights,
     strips: Sequence[tuple[slice, int]],
     price: float,
+    *,
+    exact: bool = True,
 ) -> _Offers:
-    """What some rows offer, without the blocks that gain nothing at a price."""
+    """What some rows offer, without blocks that gain nothing at a price; inexact: without their dearest choices."""
     kind, device, classes = costs.nearest.dtype, labels.device, costs.classes
     broken, made = weights.broken.to(device, kind), weights.made.to(device, kind)
-    shared = costs.scale > 1
+    numbers = torch.arange(len(costs.predicted), device=device)
     found: list[tuple[Tensor, ...]] = []
     most = 0.0
     for some, rows in strips:
-        predicted, truth = costs.predicted[some], labels[some]
-        counted = valid[some].to(kind)
+        predicted, counted = costs.predicted[some], valid[some]
+        # Labels that are no class, or do not count, are one class more.
+        truth = labels[some].clamp(-1, classes).add_(classes + 1).remainder_(classes + 1)
         start = broken.index_select(0, predicted).mul_((predicted == truth).to(kind))
         cost = torch.stack([costs.together(label, some) for label in range(classes)])
         # Turning right costs the adversary; staying is no choice.
-        value = torch.stack(
-            [
-                (start + made[label]).mul_(((truth != label) & (predicted != label)).to(kind)).mul_(counted)
-                for label in range(classes)
-            ]
-        )
+        value = torch.cat([start + made[:, None], start[None]])
+        value.scatter_(0, truth[None], 0.0).scatter_(0, predicted[None], 0.0)
+        value = value[:classes].mul_(counted.to(kind))
         most += float(value.amax(dim=0).sum(dtype=torch.float64))
-        parts = [cost, value]
-        if shared:
-            parts.append(torch.stack([costs.towards(label, some) for label in range(classes)]))
-        parts = [torch.stack([blocks(row, rows, costs.scale) for row in each]) for each in parts]
+        places = blocks(numbers[some] - some.start, rows, costs.scale)  # (g, N)
         if price > 0.0:
-            gain = torch.addcmul(parts[1], parts[0], torch.full((), price, dtype=kind, device=device), value=-1.0)
-            kept = (gain.amax(dim=(0, 1)) > 0).nonzero()[:, 0]
-            parts = [each.index_select(-1, kept) for each in parts]
-        found.append(tuple(parts))
+            gain = torch.addcmul(value, cost, torch.full((), price, dtype=kind, device=device), value=-1.0)
+            gain = blocks(gain.amax(dim=0), rows, costs.scale).amax(dim=0)
+            places = places.index_select(1, (gain > 0).nonzero()[:, 0])
+        parts = [cost, value]
+        if exact and costs.scale > 1:
+            parts.append(torch.stack([costs.towards(label, some) for label in range(classes)]))
+        chosen = places.flatten()
+        found.append(tuple(each.index_select(1, chosen).reshape(classes, *places.shape) for each in parts))
     cost, value, *rest = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
     dearest = rest[0] if rest else None
     return _Offers(cost, value, dearest, None if dearest is None else _gained(value, dearest), most, price)
