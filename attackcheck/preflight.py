@@ -53,6 +53,7 @@ CODES = {
     "AC124": "arithmetic below float32 cannot be switched off",
     "AC125": "an image is nearly black",
     "AC126": "a part of an earlier run is damaged",
+    "AC130": "a worker died",
     "AC131": "the frozen copy differs from the model",
 }
 

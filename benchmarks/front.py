@@ -31,11 +31,13 @@ from attackcheck.models.training import measure
 
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SETTINGS = (
+    ("ce tau 2", {"loss": "ce", "tau": 2.0}),
     ("ce tau 4", {"loss": "ce", "tau": 4.0}),
     ("ce tau 8", {"loss": "ce", "tau": 8.0}),
     ("ce tau 16", {"loss": "ce", "tau": 16.0}),
     ("ce tau 32", {"loss": "ce", "tau": 32.0}),
     ("ce tau 64", {"loss": "ce", "tau": 64.0}),
+    ("margin-ce tau 8, .2", {"loss": "margin-ce", "tau": 8.0, "margin": 0.2}),
     ("margin-ce tau 16, .1", {"loss": "margin-ce", "tau": 16.0, "margin": 0.1}),
     ("margin-ce tau 32, .05", {"loss": "margin-ce", "tau": 32.0, "margin": 0.05}),
     ("hinge .05", {"loss": "hinge", "margin": 0.05}),
@@ -46,6 +48,8 @@ SETTINGS = (
     ("joint eps 1.5", {"loss": "joint", "margin": 1.5}),
     ("joint eps 2", {"loss": "joint", "margin": 2.0}),
     ("joint eps 3", {"loss": "joint", "margin": 3.0}),
+    ("joint eps 4", {"loss": "joint", "margin": 4.0}),
+    ("joint eps 6", {"loss": "joint", "margin": 6.0}),
 )
 
 
