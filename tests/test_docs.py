@@ -70,6 +70,11 @@ def test_every_page_is_in_the_site():
     assert [name for name in re.findall(r"(\S+\.md)", site) if not (ROOT / "docs" / name).exists()] == []
 
 
+def test_the_start_page_names_every_page():
+    start = (ROOT / "docs" / "index.md").read_text()
+    assert [page.name for page in PAGES if page.name != "index.md" and f"]({page.name})" not in start] == []
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from attackcheck.events import Advanced, ImageFinished, ImageStarted
 from attackcheck.report import AttackSummary
+from attackcheck.reporters.console import ConsoleReporter
 from attackcheck.reporters.live import LiveView, duration, histogram
 from attackcheck.reporters.tables import attack_tables
 from attackcheck.reporters.time_left import JUDGING, USUAL, TimeLeft
@@ -97,20 +98,38 @@ def test_a_histogram_ends_at_one_and_shows_violations_apart():
     assert histogram([0, 0, 1, 8]).plain == "  ▁ 1 █"
 
 
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
 @pytest.mark.parametrize("width", range(60, 140, 8))
-def test_no_word_of_the_attack_table_is_cut(width):
+def test_no_word_of_the_attack_table_is_cut(width, term, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("TERM", term)
     quantiles = dict.fromkeys((0.05, 0.25, 0.5, 0.75, 0.95), 0.512)
     attacks = tuple(
         AttackSummary(name, "pixel", 512, 512, 0.001439, 0.2983, quantiles, 0.65, 0.99, 16_000, 14_000, 184.4, 0.9)
         for name in ("linearised", "foolbox.deepfool")
     )
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    console = Console(file=out, force_terminal=True, width=width, height=24, color_system=None)
     for table in attack_tables(SimpleNamespace(attacks=attacks), width):
         console.print(table)
     assert "…" not in out.getvalue()
     assert max(len(line.rstrip()) for line in out.getvalue().splitlines() if "Attacks:" not in line) <= width
     assert ("Slack and cost" in out.getvalue()) == (width < 112)  # one table, or two
+
+
+@pytest.mark.parametrize(("term", "lines"), [("dumb", True), ("xterm", False)])
+def test_a_terminal_that_cannot_redraw_gets_plain_lines(term, lines, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("sys.stderr", err := Terminal())
+    with ConsoleReporter() as reporter:
+        reporter(ImageStarted(0, "street", 64, len(CALLS), CALLS))
+        reporter(ImageFinished(0, 64, 2))
+    assert ("64 pixels attacked, 2 violations" in err.getvalue()) == lines
+    assert ("\x1b" in err.getvalue()) != lines
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -30,7 +30,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--json", metavar="FILE|-", help="write the report as JSON")
     parser.add_argument("--junit", metavar="FILE", help="write JUnit XML")
     parser.add_argument("--strict", action="store_true", help="ROUNDING and DEPLOYED_ONLY fail too")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings, violations and the last line")
     parser.set_defaults(run=_run)
 
 

@@ -108,7 +108,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--parquet", metavar="FILE", help="write all attacked pixels as a table (extra `parquet`)")
     parser.add_argument("--baseline", metavar="FILE", help="fail only on violations that this report or run has not")
     loud = parser.add_mutually_exclusive_group()
-    loud.add_argument("-q", "--quiet", action="store_true", help="only violations and the last line")
+    loud.add_argument("-q", "--quiet", action="store_true", help="only warnings, violations and the last line")
     loud.add_argument("-v", "--verbose", action="store_true", help="every attack call, all findings")
     parser.set_defaults(run=_run)
 

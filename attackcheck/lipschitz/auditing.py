@@ -358,8 +358,9 @@ def _judge(
     if proof.missing:
         return AuditVerdict.UNDECIDED, f"no bound: {proof.missing}"
     bound, limit = max(proof.short_of(claim), key=lambda pair: pair[0] / pair[1])
-    return AuditVerdict.UNDECIDED, f"the bound {bound:.7g} is {_excess(bound / limit)} above the claimed {limit:.7g}"
-
-
-def _excess(ratio: float) -> str:
-    return f"{ratio:.3g} times" if ratio >= 2 else f"{100 * (ratio - 1):.2g} %"
+    excess = bound / limit - 1.0
+    if excess < TOLERANCE:
+        times = f"1 + {excess:.2g} times the claimed {limit:.7g}"
+        return AuditVerdict.UNDECIDED, f"the bound is {times}, no more than counts as rounding"
+    above = f"{bound / limit:.3g} times" if excess >= 1 else f"{100 * excess:.2g} %"
+    return AuditVerdict.UNDECIDED, f"the bound {bound:.7g} is {above} above the claimed {limit:.7g}"

@@ -69,7 +69,7 @@ class CertificationReporter:
             return
         if done == 0:
             self._first(table)
-            if total and self._err.is_terminal:
+            if total and self._err.is_interactive:
                 self._bar = self._progress("attacking", "images")
                 self._task = self._bar.add_task("", total=total)
                 self._bar.start()
@@ -80,7 +80,7 @@ class CertificationReporter:
 
     def sampled(self, done: int, total: int) -> None:
         """How many noisy images have been looked at."""
-        if self._quiet or not self._err.is_terminal:
+        if self._quiet or not self._err.is_interactive:
             return
         if self._sampling is None:
             if self._bar is not None:

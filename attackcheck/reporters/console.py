@@ -154,14 +154,14 @@ class ConsoleReporter:
         if part.maps is None:
             return
         self._before += 1
-        if not self._quiet and not self._err.is_terminal:
+        if not self._quiet and not self._err.is_interactive:
             self._err.print(f"image {part.number + 1}/{self._images}: done before")
 
     def _look(self, event: ImageStarted | Advanced | ImageFinished) -> None:
-        """The live view on a terminal, plain lines elsewhere."""
+        """The live view on a terminal that can redraw lines (TERM=dumb cannot), plain lines elsewhere."""
         if self._quiet:
             return
-        if self._err.is_terminal:
+        if self._err.is_interactive:
             if self._live is None:
                 self._live = LiveView(self._err, self._own)
                 for _ in range(self._before):

@@ -15,6 +15,7 @@ from attackcheck.baseline import Baseline
 from attackcheck.errors import printable
 from attackcheck.events import Event, RunFinished, Warned
 from attackcheck.report import Report, Violation
+from attackcheck.reporters.tables import counted
 
 __all__ = ["GithubReporter", "on_github"]
 
@@ -85,7 +86,8 @@ class GithubReporter:
         lines = [
             f"### attackcheck: {verdict}",
             "",
-            f"{len(broken)} violations in {report.attacked_count:,} attacked pixels of {report.images} images, "
+            f"{counted(len(broken), 'violation')} in {counted(report.attacked_count, 'attacked pixel')} of "
+            f"{counted(report.images, 'image')}, "
             f"plan {_cell(report.plan)}, seed {report.seed}. {_cell(str(report.subject.get('claim_text', '')))}.",
             "",
         ]

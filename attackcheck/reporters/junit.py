@@ -11,6 +11,7 @@ from attackcheck.parts import Part
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report, Violation
 from attackcheck.reporters.json import checked_target, write_whole
+from attackcheck.reporters.tables import counted
 
 __all__ = ["JunitReporter"]
 
@@ -78,7 +79,7 @@ def _suite_of(part: Part) -> Element:
         aimed = sum(int(group.aimed[attack].sum()) for group in part.tally.pixels if attack in group.aimed)
         if broken:
             worst = max(broken, key=lambda found: found.ratio)
-            message = f"{len(broken)} violations, by up to x {worst.ratio:.4f}"
+            message = f"{counted(len(broken), 'violation')}, by up to x {worst.ratio:.4f}"
             SubElement(case, "failure", type="VIOLATED", message=message).text = _lines(broken)
         elif not aimed and costs.get(attack, {}).get("objective") == "pixel":
             SubElement(case, "skipped", message="no pixel of this image was attacked")
@@ -96,9 +97,10 @@ def _lines(findings: Sequence[Violation]) -> str:
     for found in sorted(findings, key=lambda found: -found.ratio):
         where = "the map" if found.pixel is None else "pixel {}, {}".format(*found.pixel)
         where = where if found.statement is None else found.statement
+        classes = "" if found.pixel is None else f"classes {found.predicted} -> {found.target}, "
         lines.append(
             f"{found.verdict.name} {found.kind.name} at {where}: radius {found.radius!r}, distance {found.distance!r}, "
-            f"classes {found.predicted} -> {found.target}, counterexample {found.counterexample}"
+            f"{classes}counterexample {found.counterexample}"
         )
     return printable("\n".join(lines)).replace("\\n", "\n")
 

@@ -34,7 +34,7 @@ def attack_tables(report: Report, width: int) -> list[Table]:
     title = "Attacks: distances on the [0, 1] scale, tightness = radius / distance"
     rows = [_attack_row(attack) for attack in report.attacks]
     whole = _attack_table(title, _REACH + _COST, rows)
-    if Console(width=10_000).measure(whole).maximum <= width:
+    if Console(width=10_000, height=1).measure(whole).maximum <= width:
         return [whole]
     return [
         _attack_table(title, _REACH, [row[: len(_REACH)] for row in rows]),

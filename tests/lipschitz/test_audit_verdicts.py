@@ -69,6 +69,17 @@ def test_an_affine_constant_is_judged_from_both_sides(make: object, scale: float
     assert float(moved.norm() / distance) == pytest.approx(wrong.lower, rel=1e-6)
 
 
+def test_a_bound_that_exceeds_the_claim_by_rounding_is_told_with_digits_that_show_it() -> None:
+    model = affine_pixel()
+    exact = float(torch.linalg.matrix_norm(_jacobian(model), 2))
+    near = ac.audit(model, ac.LipschitzClaim(exact * (1 - 3e-7)), SHAPE, steps=0)
+    assert near.verdict is V.UNDECIDED
+    assert near.sentence.startswith("the bound is 1 + 3e-07 times the claimed ")
+    far = ac.audit(model, ac.LipschitzClaim(exact / 1.25), SHAPE, steps=0)
+    assert far.sentence.startswith("the bound ")
+    assert "is 25 % above the claimed" in far.sentence
+
+
 def _rotation() -> nn.Conv2d:
     torch.manual_seed(0)
     rotation = nn.Conv2d(3, 3, 1, bias=False)

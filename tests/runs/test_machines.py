@@ -96,6 +96,8 @@ def test_junit_has_a_case_for_each_image_and_attack(verify):
     assert failed == found | {("attackcheck.weights", "audit")}
     lines = "\n".join(case.findtext("failure") or "" for case in cases.values()).split()
     assert lines.count("VIOLATED") == len(document["violations"])
+    assert lines.count("classes") == sum(v["pixel"] is not None for v in document["violations"])  # the map has none
+    assert 0 < lines.count("classes") < lines.count("VIOLATED")
     assert float(cases["attackcheck.images-0", "ddn"].get("time")) > 0
 
 
@@ -138,7 +140,7 @@ def test_github_is_told(verify, github, capsys):
     assert annotations[-1].startswith("::error title=attackcheck audit REFUTED::")
     text = github.read_text()
     assert text.startswith("before\n### attackcheck: UNSOUND\n")
-    assert f"{len(report.violations)} violations in {report.attacked_count} attacked pixels of 5 images" in text
+    assert f"{len(report.violations)} violations in {report.attacked_count} attacked pixels of 5 images, plan" in text
     assert text.count("\n| PIXEL |") == sum(v.kind.name == "PIXEL" for v in report.violations)
     assert "attackcheck replay" in text
 

@@ -81,7 +81,7 @@ def _finding(finding: Violation, content: Content) -> list[Cell]:
     broken = finding.verdict.name == "VIOLATED"
     where = "whole map"
     if finding.kind is Kind.SET:
-        where = f"{finding.pixels:,} pixels"
+        where = counted(finding.pixels, "pixel")
     elif finding.kind is Kind.METRIC:
         where = finding.statement or "data set"
     elif finding.pixel is not None:
