@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import shlex
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,6 +224,24 @@ def test_known_prefixes_are_taken_off_with_a_notice(place, capsys, prefix, endin
     subject = ac.load(f"w{ending}", model="nets.py:net", lipschitz=100.0)
     assert torch.equal(subject.model.state_dict()["head.weight"], place().state_dict()["head.weight"] * 2)
     assert subject.meta["sha256"] == hashlib.sha256(Path(f"w{ending}").read_bytes()).hexdigest()
+
+
+def test_code_that_is_named_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "beside_the_factory.py").write_text("import torch\nlayer = torch.nn.Conv2d(3, 2, 1)\n")
+    (tmp_path / "far" / "json.py").write_text("raise SystemExit('a name of the standard library was taken')\n")
+    (tmp_path / "far" / "code.py").write_text(
+        "import json\nfrom beside_the_factory import layer\ndef net(): return layer\n"
+    )
+    (tmp_path / "in_this_folder").mkdir()
+    (tmp_path / "in_this_folder" / "nets.py").write_text("import torch\ndef net(): return torch.nn.Conv2d(3, 2, 1)\n")
+    assert isinstance(ac.load("far/code.py:net", lipschitz=9.0).model, nn.Conv2d)
+    assert str(tmp_path) not in sys.path
+    assert isinstance(ac.load("in_this_folder.nets:net", lipschitz=9.0).model, nn.Conv2d)
+    with pytest.raises(InputError, match="nowhere_at_all"):
+        ac.load("nowhere_at_all.nets:net", lipschitz=9.0)
 
 
 @pytest.mark.parametrize(
