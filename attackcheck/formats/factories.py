@@ -117,6 +117,8 @@ def read_arguments(text: str) -> dict[str, Any]:
         InputError: if it is neither.
     """
     if text.endswith(".toml"):
+        if Path(text).is_fifo():  # its writer would be waited for
+            raise InputError(f"expected --model-args in {text}, which is not a regular file")
         try:
             return tomllib.loads(Path(text).read_text(encoding="utf-8"))
         except OSError as error:

@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import json
+import os
 import shlex
+import signal
 import sys
 import warnings
 from importlib.util import find_spec
@@ -242,6 +244,30 @@ def test_code_that_is_named_may_import_what_lies_beside_it(tmp_path, monkeypatch
     assert isinstance(ac.load("in_this_folder.nets:net", lipschitz=9.0).model, nn.Conv2d)
     with pytest.raises(InputError, match="nowhere_at_all"):
         ac.load("nowhere_at_all.nets:net", lipschitz=9.0)
+
+
+def timed_out(*_):
+    raise TimeoutError("waited for a pipe")
+
+
+@pytest.mark.parametrize("option", ["--model-args", "--metric", "--radii", "--claim", "--plan"])
+def test_nobody_waits_for_the_other_end_of_a_pipe(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    name = "pipe.npz" if option == "--radii" else "pipe.toml"
+    os.mkfifo(name)
+    (tmp_path / "code.py").write_text("import torch\ndef net(): return torch.nn.Conv2d(3, 2, 1)\n")
+    claim = [] if option in ("--radii", "--claim") else ["--lipschitz", "9"]
+    before = signal.signal(signal.SIGALRM, timed_out)
+    signal.alarm(20)
+    try:
+        assert main(["verify", "code.py:net", option, name, "--images", "1", *claim]) == 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert name in said
+    assert "not a regular file" in said or "found none" in said
 
 
 @pytest.mark.parametrize(
