@@ -94,6 +94,8 @@ def read_metrics(path: str | Path) -> tuple[MetricClaim, ...]:
         InputError: for anything else.
     """
     path = Path(path)
+    if path.is_fifo():  # its writer would be waited for
+        raise InputError(f"expected metric claims in {path}, which is not a regular file")
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

@@ -168,6 +168,8 @@ def plan(name: str | Path) -> Plan:
     path = Path(name)
     if path.suffix != ".toml":
         raise InputError(f"expected a plan among {', '.join(_PLANS)}, or a .toml file, got {str(name)!r}")
+    if path.is_fifo():  # its writer would be waited for
+        raise InputError(f"expected a plan in {path}, which is not a regular file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

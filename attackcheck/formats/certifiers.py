@@ -79,6 +79,8 @@ def read_radii(path: str | Path) -> RadiusClaim:
         InputError: for anything else.
     """
     try:
+        if Path(path).is_fifo():  # its writer would be waited for
+            raise InputError(f"expected an .npz file with an array 'radii' in {path}, which is not a regular file")
         with open(path, "rb") as file, zipfile.ZipFile(file) as listing:
             declared = sum(entry.file_size for entry in listing.infolist())
         if declared > _LARGEST:

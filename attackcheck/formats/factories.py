@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ def is_factory(text: str) -> bool:
 def named(spec: str) -> Callable[..., Any]:
     """The object that ``FILE.py:NAME`` or ``pkg.mod:NAME`` names; this runs the user's own code.
 
+    What lies beside FILE.py can be imported by it, and pkg may lie in the working directory, as under ``python``
+    itself; but both come last, so that nothing there takes the place of an installed package.
+
     Raises:
         InputError: if there is none, or it cannot be called.
     """
@@ -41,12 +45,16 @@ def named(spec: str) -> Callable[..., Any]:
             path = Path(place)
             if not path.is_file():
                 raise InputError(f"expected a Python file at {place}, found none")
+            _reach(path.resolve().parent)
             module_spec = importlib.util.spec_from_file_location(path.stem, path)
             if module_spec is None or module_spec.loader is None:
                 raise InputError(f"expected a Python file at {place}, could not load it")
             module = importlib.util.module_from_spec(module_spec)
             module_spec.loader.exec_module(module)
         else:
+            top = place.partition(".")[0]
+            if any(Path(name).exists() for name in (f"{top}.py", top)) and importlib.util.find_spec(top) is None:
+                _reach(Path.cwd())
             module = importlib.import_module(place)
         found = getattr(module, name)
     except InputError:
@@ -58,6 +66,13 @@ def named(spec: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"expected {spec} to be callable, got a {type(found).__name__}")
     return found  # type: ignore[no-any-return]
+
+
+def _reach(folder: Path) -> None:
+    """Let imports look into this folder, after everywhere else."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
 
 
 def call_factory(spec: str, arguments: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None) -> Any:
@@ -102,6 +117,8 @@ def read_arguments(text: str) -> dict[str, Any]:
         InputError: if it is neither.
     """
     if text.endswith(".toml"):
+        if Path(text).is_fifo():  # its writer would be waited for
+            raise InputError(f"expected --model-args in {text}, which is not a regular file")
         try:
             return tomllib.loads(Path(text).read_text(encoding="utf-8"))
         except OSError as error:

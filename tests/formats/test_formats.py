@@ -3,7 +3,10 @@
 import copy
 import hashlib
 import json
+import os
 import shlex
+import signal
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,6 +226,48 @@ def test_known_prefixes_are_taken_off_with_a_notice(place, capsys, prefix, endin
     subject = ac.load(f"w{ending}", model="nets.py:net", lipschitz=100.0)
     assert torch.equal(subject.model.state_dict()["head.weight"], place().state_dict()["head.weight"] * 2)
     assert subject.meta["sha256"] == hashlib.sha256(Path(f"w{ending}").read_bytes()).hexdigest()
+
+
+def test_code_that_is_named_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "beside_the_factory.py").write_text("import torch\nlayer = torch.nn.Conv2d(3, 2, 1)\n")
+    (tmp_path / "far" / "json.py").write_text("raise SystemExit('a name of the standard library was taken')\n")
+    (tmp_path / "far" / "code.py").write_text(
+        "import json\nfrom beside_the_factory import layer\ndef net(): return layer\n"
+    )
+    (tmp_path / "in_this_folder").mkdir()
+    (tmp_path / "in_this_folder" / "nets.py").write_text("import torch\ndef net(): return torch.nn.Conv2d(3, 2, 1)\n")
+    assert isinstance(ac.load("far/code.py:net", lipschitz=9.0).model, nn.Conv2d)
+    assert str(tmp_path) not in sys.path
+    assert isinstance(ac.load("in_this_folder.nets:net", lipschitz=9.0).model, nn.Conv2d)
+    with pytest.raises(InputError, match="nowhere_at_all"):
+        ac.load("nowhere_at_all.nets:net", lipschitz=9.0)
+
+
+def timed_out(*_):
+    raise TimeoutError("waited for a pipe")
+
+
+@pytest.mark.parametrize("option", ["--model-args", "--metric", "--radii", "--claim", "--plan"])
+def test_nobody_waits_for_the_other_end_of_a_pipe(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    name = "pipe.npz" if option == "--radii" else "pipe.toml"
+    os.mkfifo(name)
+    (tmp_path / "code.py").write_text("import torch\ndef net(): return torch.nn.Conv2d(3, 2, 1)\n")
+    claim = [] if option in ("--radii", "--claim") else ["--lipschitz", "9"]
+    before = signal.signal(signal.SIGALRM, timed_out)
+    signal.alarm(20)
+    try:
+        assert main(["verify", "code.py:net", option, name, "--images", "1", *claim]) == 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert name in said
+    assert "not a regular file" in said or "found none" in said
 
 
 @pytest.mark.parametrize(
