@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 no violation, 1 violation, 2 could not check, 130 interrupted)."""
     # Threads that spin while they wait can make two of them far slower than one on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy's advice to save a file anew is for whoever wrote it.
+    warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
     parsed = command_line().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         # Schedulers end a job with SIGTERM: what was found is to be kept then, too.

@@ -203,6 +203,11 @@ def _permitted(names: Sequence[str]) -> Iterator[None]:
         try:
             # Under the name in the file, which need not be the one that the object gives itself.
             found.append((getattr(importlib.import_module(module), attribute), name))
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"expected --allow-global MODULE.NAME, {name!r} fails: {in_one_line(error)} (a module that is not "
+                "installed is found if its folder is in PYTHONPATH)"
+            ) from error
         except (Exception, SystemExit) as error:
             raise InputError(f"expected --allow-global MODULE.NAME, {name!r} fails: {in_one_line(error)}") from error
     with torch.serialization.safe_globals(found):

@@ -113,6 +113,18 @@ def test_python_dash_c_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_pixels_of_an_array_that_python_2_has_written(place, capsys):
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1L, 3L), }"
+    header = header.ljust(117) + b"\n"
+    array = np.array([[0, 2, 3]], dtype="<i8").tobytes()
+    (place / "old.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + array)
+    assert verify("nets.py:tight", "--pixels", "old.npy") == 0
+    printed = capsys.readouterr()
+    assert "1 given pixel" in printed.out
+    assert "numpy" not in printed.err.lower()
+    assert "header" not in printed.err
+
+
 def test_ctrl_c_prints_and_keeps_what_was_found(place, capsys):
     assert verify("nets.py:interrupted") == 130
     out = capsys.readouterr().out
