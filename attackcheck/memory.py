@@ -177,7 +177,9 @@ class Room:
                 free = available(self._device)
                 with Meter(self._device) as meter:
                     result = call(many)
-                self._most[kind] = self._fit(meter.bytes, free, rows)
+                found = self._fit(meter.bytes, free, rows)
+                if found is not None:
+                    self._most[kind] = found
                 return result
             except Exception as error:
                 if not ran_out(error):
@@ -185,9 +187,12 @@ class Room:
             # outside of the handler: its traceback would hold what the call has allocated
             self._halve(kind, many)
 
-    def _fit(self, taken: int | None, free: int | None, rows: int) -> int:
-        if not taken or free is None:
+    def _fit(self, taken: int | None, free: int | None, rows: int) -> int | None:
+        """How many rows fit; None where nothing was seen to be taken: what was free already has served, ask again."""
+        if taken is None or free is None:
             return max(2, rows)
+        if taken == 0:
+            return None
         usable = SHARE.get(self._device.type, SHARE["cpu"]) * free / self._beside
         return max(2, int(usable / (taken / 2)))
 

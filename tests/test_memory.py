@@ -1,5 +1,7 @@
 """Runs whose memory is short, against the same runs with plenty of it."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -177,22 +179,33 @@ def test_rows_are_halved_down_to_one_and_remembered():
 
 
 def test_the_first_call_has_two_rows_and_says_how_many_fit(monkeypatch):
+    taken = 0
     monkeypatch.setattr(memory, "available", lambda _device: GIB)
+    monkeypatch.setattr(memory, "resident", lambda: 5 * GIB + taken)
     tried = []
 
     def call(rows):
+        nonlocal taken
         tried.append(rows)
-        block = torch.ones(rows * 2**23)  # 32 MiB for each row
-        threading_sees = block.sum()
-        for _ in range(20):
-            threading_sees = threading_sees + block.sum()
+        taken = rows * 2**25
+        time.sleep(20 * memory.INTERVAL)  # the meter looks now and then
+        taken = 0
         return rows
 
     room = Room()
     room.fitted("a", 64, call, measure=True)
     room.fitted("a", 64, call, measure=True)
-    assert tried[0] == 2
-    assert 13 <= tried[1] <= 19  # half a GiB in parts of 32 MiB
+    assert tried == [2, 16]  # half a GiB in parts of 32 MiB
+
+
+def test_memory_that_was_free_already_says_nothing(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda _device: GIB)
+    monkeypatch.setattr(memory, "resident", lambda: 5 * GIB)
+    tried = []
+    room = Room()
+    for _ in range(3):
+        room.fitted("a", 64, lambda rows: tried.append(rows), measure=True)
+    assert tried == [2, 2, 2]
 
 
 def test_memory_is_measured():
