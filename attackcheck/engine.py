@@ -27,6 +27,7 @@ from attackcheck.events import (
 )
 from attackcheck.examination import StopEarly
 from attackcheck.lipschitz.auditing import quick_audit
+from attackcheck.lipschitz.evidence import with_counterexample
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.parts import METRICS, TRIAL, Part
 from attackcheck.probe import Kind
@@ -169,6 +170,16 @@ class _Run:
                 return
             yield Warned("AC116", f"the audit of the weights failed: {in_one_line(error)}")
         if self._audit is not None:
+            try:
+                self._audit = with_counterexample(
+                    self._audit,
+                    self._settings.counterexamples,
+                    subject=self._subject.meta,
+                    seed=self._settings.seed,
+                    tolerance=self._settings.tolerance,
+                )
+            except InputError as error:  # a full disk must not cost the finding
+                yield Warned("AC112", str(error))
             yield Audited(self._audit)
 
     def _metrics(self) -> Iterator[Event]:

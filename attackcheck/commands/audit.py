@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attackcheck.commands.sources import CHECKPOINT, add_source_arguments, load_subject
-from attackcheck.errors import InputError
+from attackcheck.commands.sources import CHECKPOINT, COUNTEREXAMPLES, add_source_arguments, load_subject, replay_options
+from attackcheck.errors import InputError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,8 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         help="what the weights prove of a claim",
         description="Bounds the Lipschitz constant of a network rigorously from its weights, layer by layer, and "
         "compares it with the claim. Exit code: 0 proved or undecided, 1 refuted (the claim, or a constant that it "
-        "counts a layer with), 2 could not check, 130 interrupted.",
+        "counts a layer with), 2 could not check, 130 interrupted. Two images that refute the claim are kept in "
+        f"{COUNTEREXAMPLES}.",
     )
     parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     add_source_arguments(parser)
@@ -45,7 +47,8 @@ def _run(arguments: argparse.Namespace) -> int:
     shape = _shape(arguments.input_shape)
     if arguments.seed < 0:
         raise InputError(f"expected a seed of at least 0, got {arguments.seed}")
-    from attackcheck.lipschitz.auditing import audit
+    from attackcheck.lipschitz.auditing import TOLERANCE, audit
+    from attackcheck.lipschitz.evidence import with_counterexample
     from attackcheck.models.datasets import load_data
     from attackcheck.reporters.audits import show_audit
     from attackcheck.reporters.console import plain_console
@@ -61,8 +64,15 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(f"expected --input-shape to be that of the data, {tuple(images.shape[1:])}, got {shape}")
         shape = tuple(images.shape[1:])
     report = audit(subject.model, subject.claim, shape, images=images, seed=arguments.seed, device=arguments.device)
+    try:
+        report = with_counterexample(
+            report, Path(COUNTEREXAMPLES), subject=subject.meta, seed=arguments.seed, tolerance=TOLERANCE
+        )
+    except InputError as error:  # a full disk must not cost the finding
+        print(f"attackcheck: {printable(str(error))}", file=sys.stderr)
     console = plain_console(sys.stderr if arguments.json == "-" else sys.stdout)
-    show_audit(console, report, str(subject.meta.get("model", "a callable")), every=arguments.all)
+    replay = ("attackcheck", "replay", *replay_options(arguments))
+    show_audit(console, report, str(subject.meta.get("model", "a callable")), replay=replay, every=arguments.all)
     if arguments.json is not None:
         write_json(target, report.to_dict() | {"subject": {**subject.meta, "device": arguments.device}})
     return report.exit_code()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from attackcheck.commands.sources import (
     CHECKPOINT,
+    COUNTEREXAMPLES,
     First,
     add_source_arguments,
     load_subject,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from attackcheck.subject import Images, Subject
 
 __all__ = ["add_arguments"]
-
-COUNTEREXAMPLES = "attackcheck-counterexamples"
 
 
 def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKPOINT",
+    "COUNTEREXAMPLES",
     "First",
     "add_source_arguments",
     "check_device",
@@ -27,11 +28,12 @@ __all__ = [
     "tell_notices",
 ]
 
-
 CHECKPOINT = (
     "checkpoint, zoo:NAME, .pt2, TorchScript, .onnx, factory, or with --model a state_dict or a directory with "
     "safetensors; none: the one that ships"
 )
+COUNTEREXAMPLES = "attackcheck-counterexamples"
+"""Folder in which commands keep counterexamples where none is named."""
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

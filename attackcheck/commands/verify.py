@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from attackcheck.commands.case import add_case_arguments, only, pixel_of
 from attackcheck.commands.sources import (
     CHECKPOINT,
+    COUNTEREXAMPLES,
     First,
     add_source_arguments,
     load_subject,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from attackcheck.subject import Images, Settings, Subject
 
 __all__ = ["add_arguments"]
-
-COUNTEREXAMPLES = "attackcheck-counterexamples"
 
 
 def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

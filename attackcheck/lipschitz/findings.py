@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -80,6 +81,7 @@ class AuditReport:
         verdict, sentence: the answer, and what it hangs on.
         seconds: of the whole audit.
         witness: the pair of images behind ``lower``.
+        counterexample: file of that pair for `attackcheck replay`, where it refutes the claim and was saved.
     """
 
     claim: Mapping[str, Any]
@@ -94,6 +96,7 @@ class AuditReport:
     sentence: str
     seconds: float
     witness: Witness | None = None
+    counterexample: Path | None = None
 
     @property
     def refuted(self) -> bool:
@@ -130,6 +133,7 @@ class AuditReport:
             "witness": None
             if witness is None
             else {"ratio": witness.ratio, "distance": witness.distance, "start": witness.start},
+            "counterexample": None if self.counterexample is None else str(self.counterexample),
             "seconds": self.seconds,
         }
 
@@ -141,6 +145,7 @@ class AuditReport:
             InputError: for anything else.
         """
         try:
+            saved = plain.get("counterexample")
             layers = tuple(
                 Layer(**{**layer, "shape": tuple(layer["shape"]), "upper": _infinite(layer["upper"])})
                 for layer in plain["layers"]
@@ -157,6 +162,7 @@ class AuditReport:
                 verdict=AuditVerdict[plain["verdict"]],
                 sentence=plain["sentence"],
                 seconds=plain["seconds"],
+                counterexample=None if saved is None else Path(saved),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"expected an audit written by attackcheck ({in_one_line(error)})") from None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -9,7 +13,7 @@ from rich.text import Text
 from attackcheck.errors import printable
 from attackcheck.lipschitz.findings import AuditReport, AuditVerdict, Layer
 
-__all__ = ["audit_lines", "show_audit"]
+__all__ = ["audit_lines", "replay_command", "show_audit"]
 
 SHOWN = 20
 STYLES = {
@@ -20,8 +24,14 @@ STYLES = {
 }
 
 
-def show_audit(console: Console, report: AuditReport, model: str, *, every: bool = False) -> None:
-    """Print a report; without `every`, the twenty layers with the largest bounds of a long list."""
+def show_audit(
+    console: Console, report: AuditReport, model: str, *, replay: Sequence[str] = (), every: bool = False
+) -> None:
+    """Print a report; without `every`, the twenty layers with the largest bounds of a long list.
+
+    Args:
+        replay: how a replay command starts, with everything but the counterexample's path.
+    """
     size = "x".join(map(str, report.input_shape))
     for name, text in (("model", model), ("claim", report.claim_text), ("input", size)):
         console.print(Text.assemble((f"{name:6}", "bold"), " ", printable(text)))
@@ -33,6 +43,9 @@ def show_audit(console: Console, report: AuditReport, model: str, *, every: bool
     console.print()
     for line in audit_lines(report):
         console.print(line)
+    if report.counterexample is not None:
+        console.print("Replay it with:")
+        console.print("  " + replay_command(replay, report.counterexample), soft_wrap=True)
 
 
 def audit_lines(report: AuditReport) -> list[Text]:
@@ -48,6 +61,11 @@ def audit_lines(report: AuditReport) -> list[Text]:
         parts.append(f"largest layer {printable(worst.name)}: {near(worst.upper)}")
     parts.append(f"{report.seconds:.1f} s")
     return [verdict, Text("; ".join(parts))]
+
+
+def replay_command(start: Sequence[str], path: Path) -> str:
+    """The command that judges a counterexample again; `start` has everything but its path."""
+    return shlex.join([*start[:2], str(path), *start[2:]])
 
 
 def near(value: float) -> str:

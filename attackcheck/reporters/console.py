@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -30,7 +29,7 @@ from attackcheck.parts import Part
 from attackcheck.probe import Kind
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report, Violation
-from attackcheck.reporters.audits import audit_lines
+from attackcheck.reporters.audits import audit_lines, replay_command
 from attackcheck.reporters.live import LiveView
 from attackcheck.reporters.sentences import closing, remarks
 from attackcheck.reporters.tables import (
@@ -116,6 +115,9 @@ class ConsoleReporter:
                 if not self._quiet or event.audit.refuted:
                     for line in audit_lines(event.audit):
                         self._out.print(Text.assemble(("audit ", "bold"), " ", line))
+                    if event.audit.counterexample is not None:
+                        command = replay_command(self._replay, event.audit.counterexample)
+                        self._out.print(Text.assemble(("audit ", "bold"), " replay: ", command), soft_wrap=True)
             case Warned():
                 self._say(Text.assemble(("warning ", "yellow"), f"{event.code}: {printable(event.message)}"))
             case ImageStarted() | Advanced() | ImageFinished():
@@ -259,11 +261,11 @@ class ConsoleReporter:
 
     def _replays(self, broken: Sequence[Violation]) -> None:
         """The replay command of every violation shown, in the same order."""
-        paths = [str(violation.counterexample) for violation in broken if violation.counterexample is not None]
+        paths = [violation.counterexample for violation in broken if violation.counterexample is not None]
         if paths:
             self._out.print("Replay them, in this order, with:")
         for path in paths:
-            self._out.print("  " + shlex.join([*self._replay[:2], path, *self._replay[2:]]), soft_wrap=True)
+            self._out.print("  " + replay_command(self._replay, path), soft_wrap=True)
 
 
 def _last_line(report: Report) -> Text:

@@ -313,3 +313,44 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for wrong in (["--input-shape", "3,16"], ["--input-shape", "3,15,16"], ["--radii", "os:getcwd"], ["--json", "/"]):
         assert main(["audit", *wrong]) == 2
         assert capsys.readouterr().err.startswith("attackcheck: ")
+
+
+def test_two_images_that_refute_a_claim_can_be_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(
+        "import torch\n\n\ndef steep():\n    layer = torch.nn.Conv2d(3, 3, 1, bias=False)\n"
+        "    layer.weight.data = 2.0 * torch.eye(3)[:, :, None, None]\n    return layer\n",
+        encoding="utf-8",
+    )
+    options = ["--lipschitz", "1.5"]
+    assert main(["audit", "nets.py:steep", *options, "--input-shape", "3,8,8", "--json", "audit.json"]) == 1
+    saved = json.loads(Path("audit.json").read_text(encoding="utf-8"))["counterexample"]
+    assert main(["replay", saved, "nets.py:steep"]) == 1
+    assert main(["replay", saved, "nets.py:steep", "--lipschitz", "2.001"]) == 0  # the constant that it has
+    images = ["--data", "scenes:1:0:16x16", "--attack", "linearised", "--pixels", "1", "--json", "report.json"]
+    assert main(["verify", "nets.py:steep", *options, *images]) == 1
+    report = json.loads(Path("report.json").read_text(encoding="utf-8"))
+    assert report["audit"]["verdict"] == "REFUTED"
+    assert main(["replay", report["audit"]["counterexample"], "nets.py:steep"]) == 1
+    proved = ["audit", "nets.py:steep", "--lipschitz", "2.0", "--input-shape", "3,8,8", "--json", "audit.json"]
+    assert main(proved) == 0
+    assert json.loads(Path("audit.json").read_text(encoding="utf-8"))["counterexample"] is None
+
+
+def test_a_refuted_audit_is_told_where_its_images_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("attackcheck-counterexamples").write_text("a file in the way", encoding="utf-8")
+    model = nn.Conv2d(3, 3, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(2.0 * torch.eye(3)[:, :, None, None])
+    torch.save(model.state_dict(), "steep.pt")
+    Path("nets.py").write_text(
+        "import torch\n\n\ndef net():\n    return torch.nn.Conv2d(3, 3, 1, bias=False)\n", "utf-8"
+    )
+    command = ["audit", "steep.pt", "--model", "nets.py:net", "--lipschitz", "1.5", "--input-shape", "3,8,8"]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "REFUTED" in told.out
+    assert "could not write the counterexample" in told.err

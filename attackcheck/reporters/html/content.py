@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,6 +222,11 @@ class Content:
     def subject(self) -> Mapping[str, Any]:
         """Model, claim, data, device."""
         return self.report.subject
+
+    def replay_of(self, counterexample: Path) -> str:
+        """The command that judges it again."""
+        before, after = self.replay
+        return shlex.join([*before, str(counterexample), *after])
 
     def class_name(self, index: int) -> str:
         """For people."""

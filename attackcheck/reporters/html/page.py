@@ -71,7 +71,7 @@ def render(content: Content) -> str:
         rows.region_table(report),
         rows.budget_table(report),
     ]
-    audit = None if report.audit is None else _audit(report.audit)
+    audit = None if report.audit is None else _audit(report.audit, content)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     folder = resources.files(__package__)
     examples = [row[-1].code for row in findings.rows if row[-1].code][:3]
@@ -221,7 +221,7 @@ def _accuracy_said(content: Content) -> str:
     return text.rstrip(" ;") + ("" if text.rstrip().endswith(".") else ".")
 
 
-def _audit(audit: AuditReport) -> dict[str, Any]:
+def _audit(audit: AuditReport, content: Content) -> dict[str, Any]:
     above = "no bound" if audit.bound is None else f"proved at most {near(audit.bound)}"
     if audit.missing:
         above += f" ({audit.missing})"
@@ -235,6 +235,7 @@ def _audit(audit: AuditReport) -> dict[str, Any]:
         "numbers": f"Lipschitz constant for images of {size}: {above}{below}; {audit.seconds:.1f} s. "
         f"Claimed: {audit.claim_text}.",
         "table": rows.audit_table(audit),
+        "replay": "" if audit.counterexample is None else content.replay_of(audit.counterexample),
     }
 
 

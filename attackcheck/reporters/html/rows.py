@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,10 +98,7 @@ def _finding(finding: Violation, content: Content) -> list[Cell]:
             link=f"#image-{finding.image}" if shown else "",
         )
     )
-    before, after = content.replay
-    command = ""
-    if finding.counterexample is not None:
-        command = shlex.join([*before, str(finding.counterexample), *after])
+    command = "" if finding.counterexample is None else content.replay_of(finding.counterexample)
     return [
         Cell(finding.verdict.name, 0.0 if broken else 1.0, tone="bad" if broken else "warn"),
         Cell(finding.kind.name),
