@@ -184,7 +184,8 @@ def _shrunk(worst: Violation, model: Callable[[Tensor], Tensor]) -> str | None:
     except (InputError, RuntimeError):
         return None
     height, width = small.clean.shape[1:]
+    changed = changed_pixels(small)
     return (
-        f"Made small: {changed_pixels(small)} changed pixels in an image of {height}x{width}, "
+        f"Made small: {changed} changed pixel{'' if changed == 1 else 's'} in an image of {height}x{width}, "
         f"radius {small.radius:.6g}, distance {small.distance:.6g}"
     )
