@@ -15,13 +15,14 @@ from attackcheck.attacks._refine import bisect
 from attackcheck.attacks._rows import of_rows
 from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
 from attackcheck.attacks.plans import Stage
+from attackcheck.certainty import Scene
 from attackcheck.claims import Claim
 from attackcheck.crop_probe import CropProbe
 from attackcheck.crops import Crops
 from attackcheck.memory import Room
 from attackcheck.parts import Example
 from attackcheck.probe import Kind, Probe
-from attackcheck.recheck import Scene, Verdict
+from attackcheck.recheck import Verdict
 from attackcheck.regions import Region
 from attackcheck.report import RegionResult
 from attackcheck.selection import seed_of

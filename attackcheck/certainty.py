@@ -8,7 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Point", "relative_error", "share", "sure_lead", "sure_rival"]
+from attackcheck.receptive import Field
+
+__all__ = ["Point", "Scene", "relative_error", "share", "sure_lead", "sure_rival"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clean image as the judge sees it: exact image, deployed and float64 logits, radii, their rounding."""
+
+    index: int
+    image: Tensor  # (C, H, W) as stored
+    deployed: Tensor  # (K, H, W)
+    reference: Tensor  # (K, H, W) float64
+    error: Tensor  # (K,) of a float64 logit of each class
+    norm_error: float  # of the norm of the float64 logit map
+    predicted: Tensor  # (H, W) the certifier's own prediction
+    radius: Tensor  # (H, W) float64
+    rounding: Tensor  # (H, W) rho: rounding of the certifier's own number
+    field: Field | None = None  # what a pixel's logits depend on, as far as known
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from attackcheck.arithmetic import Reference, exact_arithmetic, frozen, guarded
+from attackcheck.certainty import Scene
 from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim, RadiusClaim
 from attackcheck.confidence import Confidence
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.preflight import check_logits, check_mode, check_model
 from attackcheck.probe import Kind
-from attackcheck.recheck import Judge, Judgement, Scene, Verdict
+from attackcheck.recheck import Judge, Judgement, Verdict
 
 __all__ = ["Counterexample", "Outcome", "Replay", "digest", "load_counterexample", "replay", "save_counterexample"]
 

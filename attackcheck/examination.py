@@ -12,6 +12,7 @@ from torch import Tensor
 from attackcheck import masking, metamorphic, preflight
 from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
+from attackcheck.certainty import Scene
 from attackcheck.claims import RadiusClaim
 from attackcheck.counterexample import digest
 from attackcheck.crops import Crops
@@ -22,7 +23,7 @@ from attackcheck.memory import Room, ran_out, too_large
 from attackcheck.parts import Part
 from attackcheck.probe import Probe
 from attackcheck.receptive import Field, agrees, measure_field, windows
-from attackcheck.recheck import Judge, Scene
+from attackcheck.recheck import Judge
 from attackcheck.regions import Region
 from attackcheck.selection import choose_pixels, seed_of
 from attackcheck.subject import Images, Sample, Settings, Subject

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from attackcheck.arithmetic import Reference, exact_distance
-from attackcheck.certainty import Point, relative_error, share, sure_lead, sure_rival
+from attackcheck.certainty import Point, Scene, relative_error, share, sure_lead, sure_rival
 from attackcheck.claims import Claim
-from attackcheck.memory import ran_out
+from attackcheck.points import Points
 from attackcheck.probe import Kind
-from attackcheck.receptive import Field, around
 
-__all__ = ["Judge", "Judgement", "Scene", "Verdict"]
+__all__ = ["Judge", "Judgement", "Verdict"]
 
 
 PUSHES = (1.0 + 1e-6, 1.0 + 1e-5, 1.0 + 1e-4)
 """How much further along its ray a point is examined when float64 sees a tie there."""
+
+CLOSE = 0.99
+"""Share of the distance up to which a bound may come from a crop: nearer to a violation, the whole image is judged."""
 
 AROUND = 8
 """Random directions in which another class is looked for around a tie."""
@@ -71,22 +73,6 @@ class Judgement:
         return self.bound / self.distance if self.distance > 0 else math.inf
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One clean image as the judge sees it: exact image, deployed and float64 logits, radii, their rounding."""
-
-    index: int
-    image: Tensor  # (C, H, W) as stored
-    deployed: Tensor  # (K, H, W)
-    reference: Tensor  # (K, H, W) float64
-    error: Tensor  # (K,) of a float64 logit of each class
-    norm_error: float  # of the norm of the float64 logit map
-    predicted: Tensor  # (H, W) the certifier's own prediction
-    radius: Tensor  # (H, W) float64
-    rounding: Tensor  # (H, W) rho: rounding of the certifier's own number
-    field: Field | None = None  # what a pixel's logits depend on, as far as known
-
-
 class Judge:
     """Examines proposals on one model and claim.
 
@@ -112,11 +98,11 @@ class Judge:
         self._reference = reference
         self._claim = claim
         self.tolerance = tolerance
-        self._last: tuple[Scene, Tensor, Point] | None = None
+        self._points = Points(model, reference, self._device)
 
     def scene(self, index: int, image: Tensor, deployed: Tensor, radius: Tensor) -> Scene:
         """Float64 logits and error bounds of one clean image ``(C, H, W)`` with its deployed logits ``(K, H, W)``."""
-        self._last = None
+        self._points.forget()
         exact = self._reference(image[None])
         error, norm_error = self._reference.error(image[None], exact)
         deployed, radius = deployed.detach().cpu(), radius.detach().cpu()
@@ -184,8 +170,7 @@ class Judge:
         """
         return self._pushed(self._two_ball, scene, perturbed, PUSHES if push else ())
 
-    def _two_ball(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
-        there = self._point(scene, perturbed)
+    def _two_ball(self, scene: Scene, perturbed: Tensor, there: Point) -> Judgement | None:
         back = self._back(scene, perturbed, there)
         if back is None:
             return None
@@ -217,11 +202,10 @@ class Judge:
         """SET: did all pixels flipped at ``perturbed`` together cost less than their joint budget?"""
         return self._pushed(self._flipped_set, scene, perturbed, PUSHES if push else ())
 
-    def _flipped_set(self, scene: Scene, perturbed: Tensor) -> Judgement | None:
+    def _flipped_set(self, scene: Scene, perturbed: Tensor, there: Point) -> Judgement | None:
         factor = self._claim.joint_factor
         if factor is None:
             return None
-        there = self._point(scene, perturbed)
         here = self._claim.radii(scene.image[None], scene.reference[None], None)
         back = self._back(scene, perturbed, there)
         if here is None or back is None:
@@ -235,8 +219,9 @@ class Judge:
 
     def expansion(self, scene: Scene, perturbed: Tensor, *, push: bool = True) -> Judgement | None:  # noqa: ARG002
         """LIPSCHITZ: did the logits move further than the claim permits?"""
-        perturbed = perturbed.detach().cpu()
-        there = self._point(scene, perturbed)
+        return self._examined(self._expansion, scene, perturbed.detach().cpu())
+
+    def _expansion(self, scene: Scene, perturbed: Tensor, there: Point) -> Judgement | None:
         change = (there.logits - scene.reference)[None]
         distance = torch.tensor([there.distance], dtype=torch.float64)
         ratio = self._claim.expansions(change, distance)
@@ -253,27 +238,38 @@ class Judge:
 
     def movement(self, index: int, base: Tensor, perturbed: Tensor) -> Judgement | None:
         """LIPSCHITZ between two free points ``(C, H, W)``: as :meth:`expansion`, from a scene at the first of them."""
-        deployed = self._deployed(base.cpu())
+        deployed = self._points.deployed(base.cpu())
         nothing = torch.zeros(deployed.shape[1:], dtype=torch.float64)
         judgement = self.expansion(self.scene(index, base, deployed, nothing), perturbed)
         return None if judgement is None else replace(judgement, base=base.detach().cpu())
 
     def _pushed(
         self,
-        examine: Callable[[Scene, Tensor], Judgement | None],
+        examine: Callable[[Scene, Tensor, Point], Judgement | None],
         scene: Scene,
         perturbed: Tensor,
         pushes: Sequence[float],
     ) -> Judgement | None:
         """Examine a point, and a little further along its ray: attacks stop where float32 has just flipped."""
         perturbed = perturbed.detach().cpu()
-        first = examine(scene, perturbed)
+        first = self._examined(examine, scene, perturbed)
         if first is None or first.verdict is not Verdict.VIOLATED:
             for step in pushes:
-                again = examine(scene, _further(scene, perturbed, step))
+                again = self._examined(examine, scene, _further(scene, perturbed, step))
                 if again is not None and again.verdict is Verdict.VIOLATED:
                     return again
         return first
+
+    def _examined(
+        self, examine: Callable[[Scene, Tensor, Point], Judgement | None], scene: Scene, perturbed: Tensor
+    ) -> Judgement | None:
+        """From a crop where that is enough to see that nothing is violated, else from the whole image."""
+        near = self._points.near(scene, perturbed)
+        if near is not None:
+            judgement = examine(scene, perturbed, near)
+            if judgement is not None and judgement.ratio < CLOSE:
+                return judgement
+        return examine(scene, perturbed, self._points.whole(scene, perturbed))
 
     def _measured(self, kind: Kind, bound: float, error: float, there: Point, perturbed: Tensor) -> Judgement:
         allowance = max(error, self.tolerance * min(bound, there.distance))
@@ -283,7 +279,7 @@ class Judge:
         return Judgement(verdict, kind, bound, there.distance, perturbed, -1, allowance, pixels)
 
     def _flip(self, scene: Scene, perturbed: Tensor, row: int, column: int) -> Judgement:
-        there = self._point(scene, perturbed)
+        there = self._points.whole(scene, perturbed)
         radius, distance = float(scene.radius[row, column]), there.distance
         allowance = max(float(scene.rounding[row, column]), self.tolerance * min(radius, distance))
         if not bool(there.own_here[row, column] > 0):
@@ -299,66 +295,9 @@ class Judge:
         pixels = torch.tensor([[row, column]])
         return Judgement(verdict, Kind.PIXEL, radius, distance, perturbed, target, allowance, pixels)
 
-    def _point(self, scene: Scene, perturbed: Tensor) -> Point:
-        # One point is often the worst of several kinds.
-        if self._last is not None and self._last[0] is scene and torch.equal(self._last[1], perturbed):
-            return self._last[2]
-        self._last = None
-        logits = self._reference(perturbed[None])
-        error, norm_error = self._error(scene, perturbed, logits)
-        z, own = logits[0], scene.predicted
-        point = Point(
-            logits=z,
-            predicted=z.argmax(dim=0),
-            own_here=sure_lead(scene.reference, scene.error, own),
-            other_here=sure_rival(scene.reference, scene.error, own),
-            own_there=sure_lead(z, error, own),
-            other_there=sure_rival(z, error, own),
-            error=error,
-            norm_error=norm_error,
-            distance=exact_distance(scene.image, perturbed),
-        )
-        self._last = scene, perturbed.clone(), point
-        return point
-
-    def _error(self, scene: Scene, perturbed: Tensor, logits: Tensor) -> tuple[Tensor, float]:
-        """Error bounds at a point with these logits ``(1, K, H, W)``, from around the perturbation where that is small.
-
-        The logits themselves are always those of the whole image. Rounding in what the perturbation does not reach is
-        that of the clean image; in what it reaches it is measured on a crop that holds all of that and what it depends
-        on, if the crop shows the logits of the whole image there, and the rest of the map is the clean one's.
-        """
-        near = None if scene.field is None else around(scene.field, scene.image, perturbed)
-        if near is None:
-            return self._reference.error(perturbed[None], logits)
-        crop, reached = near
-        part = perturbed[None, :, crop[0], crop[1]]
-        try:
-            inside = self._reference(part)
-            error, norm_error = self._reference.error(part, inside)
-        except (RuntimeError, ValueError) as refused:  # the model refuses the crop's size
-            if ran_out(refused):
-                raise
-            return self._reference.error(perturbed[None], logits)
-        rows, columns = (slice(r.start - c.start, r.stop - c.start) for r, c in zip(reached, crop, strict=True))
-        same = bool(
-            ((logits[0, :, reached[0], reached[1]] - inside[0, :, rows, columns]).abs() <= error[:, None, None]).all()
-        )
-        for z, clean, most in zip(logits[0], scene.reference, scene.error, strict=True):  # (H, W), class by class
-            change = (z - clean).abs_()
-            change[reached] = 0.0
-            same = same and bool((change <= most).all())
-        if not same:
-            return self._reference.error(perturbed[None], logits)
-        return torch.maximum(error, scene.error), math.hypot(norm_error, scene.norm_error)
-
-    def _deployed(self, perturbed: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._model(perturbed[None].to(self._device))[0].detach().cpu()
-
     def _deployed_flips(self, scene: Scene, perturbed: Tensor, row: int, column: int) -> bool:
         own = int(scene.predicted[row, column])
-        return all(int(self._deployed(perturbed)[:, row, column].argmax()) != own for _ in range(3))
+        return all(int(self._points.deployed(perturbed)[:, row, column].argmax()) != own for _ in range(3))
 
     def _back(self, scene: Scene, perturbed: Tensor, there: Point) -> tuple[Tensor, Tensor, Tensor] | None:
         """How far flipped pixels are from their clean class again, its relative error, and which pixels those are.
@@ -373,7 +312,7 @@ class Judge:
             radius = self._claim.way_back(lead[None], there.logits[None], own)[0]
             relative = (there.error[others.argmax(dim=0)] + there.error[own]) / lead.clamp_min(1e-300)
             return radius, torch.where(flipped, relative, 0.0), flipped
-        deployed = self._deployed(perturbed)
+        deployed = self._points.deployed(perturbed)
         radii = self._claim.radii(perturbed[None].to(self._device), deployed[None].to(self._device), None)
         if radii is None:
             return None

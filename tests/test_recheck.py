@@ -287,11 +287,15 @@ def locally(seed=0):
 
 
 class Counted(Reference):
-    """Remembers the sizes that errors were measured at."""
+    """Remembers the sizes that errors were measured at, and those of all images."""
 
     def __init__(self, model, sample):
-        self.sizes = []
+        self.sizes, self.calls = [], []
         super().__init__(model, sample)
+
+    def __call__(self, images):
+        self.calls.append(tuple(images.shape[2:]))
+        return super().__call__(images)
 
     def error(self, image, logits):
         self.sizes.append(tuple(image.shape[2:]))
@@ -334,6 +338,71 @@ def test_errors_from_around_a_small_perturbation_give_the_same_verdicts(corner, 
                 other.target,
             )
             assert 0.2 < (other.allowance + 1e-300) / (one.allowance + 1e-300) < 5
+
+
+def scenes(model, image, field, claim):
+    """A judge, and the scene of an image with and without its field."""
+    reference = Counted(model, image[None])
+    judge = Judge(model, reference, claim)
+    logits = model(image[None])
+    whole = judge.scene(0, image, logits[0], claim.radii(image[None], logits, 0)[0])
+    return judge, reference, whole, replace(whole, field=field)
+
+
+def largest(model, image, point, claim):
+    judge, _, whole, _ = scenes(model, image, None, claim)
+    return judge.expansion(whole, point).ratio
+
+
+def test_what_is_far_from_a_violation_is_judged_on_a_crop_alone():
+    model, image, field = locally()
+    point = confined(image, (20, 20), 1.0)
+    loose = LipschitzClaim(1.1 * largest(model, image, point, LipschitzClaim(1.0)))
+    judge, reference, whole, local = scenes(model, image, field, loose)
+    expected, reference.calls = judge.expansion(whole, point), []
+    found = judge.expansion(local, point)
+    assert reference.calls
+    assert all(height * width <= 0.5 * 40 * 48 for height, width in reference.calls)
+    assert (found.verdict, found.distance) == (Verdict.HELD, expected.distance)
+    assert found.bound == pytest.approx(expected.bound, rel=1e-12)
+
+
+@pytest.mark.parametrize("part", [0.5, 1.0, 1.005])
+def test_a_violation_and_what_is_nearly_one_are_judged_on_the_whole_image(part):
+    model, image, field = locally()
+    point = confined(image, (20, 20), 1.0)
+    claim = LipschitzClaim(part * largest(model, image, point, LipschitzClaim(1.0)))
+    judge, reference, whole, local = scenes(model, image, field, claim)
+    expected, reference.calls = judge.expansion(whole, point), []
+    found = judge.expansion(local, point)
+    assert (40, 48) in reference.calls
+    assert (found.verdict, found.bound, found.distance) == (expected.verdict, expected.bound, expected.distance)
+
+
+class Telling(nn.Module):
+    """Adds a trifle of one pixel to every logit, which crops do not show."""
+
+    def __init__(self, inner, part):
+        super().__init__()
+        self.inner, self.part = inner, part
+
+    def forward(self, images):
+        told = images[:, :1, 20:21, 20:21] if images.shape[2] == 40 else images.new_zeros(len(images), 1, 1, 1)
+        return self.inner(images) + self.part * told
+
+
+@pytest.mark.parametrize(("clean", "perturbed", "part"), [(0.0, 1.0, 1.0), (0.0, 1.0, 1e-4), (1.0, 1.0, 1e-7)])
+def test_a_crop_that_misses_something_is_not_believed(clean, perturbed, part):
+    model, image, field = locally()
+    image[0, 20, 20] = clean
+    point = confined(image, (30, 30), 1.0)
+    point[0, 20, 20] = perturbed
+    judge, reference, whole, local = scenes(frozen(Telling(model, part)), image, field, LipschitzClaim(100.0))
+    expected, reference.calls = judge.expansion(whole, point), []
+    found = judge.expansion(local, point)
+    assert any(height * width <= 0.5 * 40 * 48 for height, width in reference.calls)
+    assert (40, 48) in reference.calls
+    assert found.bound == expected.bound
 
 
 def test_a_field_that_is_too_small_is_noticed_and_the_whole_image_measured():
