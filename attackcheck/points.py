@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attackcheck.arithmetic import Reference, exact_distance
-from attackcheck.certainty import Point, Scene, sure_lead, sure_rival
+from attackcheck.certainty import Point, Scene
 from attackcheck.memory import ran_out
 from attackcheck.receptive import around
 
@@ -72,7 +72,8 @@ class Points:
         if seen.whole is None:
             seen.near = None  # at most one map of logits
             logits = self._reference(perturbed[None])
-            seen.whole = _point(scene, perturbed, logits[0], *self._error(scene, perturbed, logits))
+            error, norm_error = self._error(scene, perturbed, logits)
+            seen.whole = Point(scene, logits[0], error, norm_error, exact_distance(scene.image, perturbed))
         return seen.whole
 
     def near(self, scene: Scene, perturbed: Tensor) -> Point | None:
@@ -95,7 +96,7 @@ class Points:
             usual = DEPLOYED * float((here - clean).abs_().max())
             if not bool(((there - exact).abs_() <= max(usual, float(most))).all()):
                 return None
-        seen.near = _point(scene, perturbed, logits, error, norm_error)
+        seen.near = Point(scene, logits, error, norm_error, exact_distance(scene.image, perturbed))
         return seen.near
 
     def _seen(self, scene: Scene, perturbed: Tensor) -> _Seen:
@@ -154,18 +155,3 @@ class Points:
 def _both(scene: Scene, part: _Part) -> tuple[Tensor, float]:
     """Error bounds of a map that is the crop's where the perturbation reaches, the clean image's elsewhere."""
     return torch.maximum(part.error, scene.error), math.hypot(part.norm_error, scene.norm_error)
-
-
-def _point(scene: Scene, perturbed: Tensor, logits: Tensor, error: Tensor, norm_error: float) -> Point:
-    own = scene.predicted
-    return Point(
-        logits=logits,
-        predicted=logits.argmax(dim=0),
-        own_here=sure_lead(scene.reference, scene.error, own),
-        other_here=sure_rival(scene.reference, scene.error, own),
-        own_there=sure_lead(logits, error, own),
-        other_there=sure_rival(logits, error, own),
-        error=error,
-        norm_error=norm_error,
-        distance=exact_distance(scene.image, perturbed),
-    )

@@ -282,11 +282,11 @@ class Judge:
         there = self._points.whole(scene, perturbed)
         radius, distance = float(scene.radius[row, column]), there.distance
         allowance = max(float(scene.rounding[row, column]), self.tolerance * min(radius, distance))
-        if not bool(there.own_here[row, column] > 0):
+        if not bool(scene.own_lead[row, column] > 0):
             # Either a tie, or the certifier's prediction is not the real-number function's.
-            verdict = Verdict.DEPLOYED_ONLY if bool(there.other_here[row, column] > 0) else Verdict.UNDECIDED
-        elif not bool(there.other_there[row, column] > 0):
-            verdict = Verdict.NOT_REPRODUCED if bool(there.own_there[row, column] > 0) else Verdict.UNDECIDED
+            verdict = Verdict.DEPLOYED_ONLY if bool(scene.other_lead[row, column] > 0) else Verdict.UNDECIDED
+        elif not bool(there.other_lead[row, column] > 0):
+            verdict = Verdict.NOT_REPRODUCED if bool(there.own_lead[row, column] > 0) else Verdict.UNDECIDED
         elif radius - distance > allowance:
             verdict = Verdict.VIOLATED
         else:
