@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attackcheck.crops import Crops, lead_of
-from attackcheck.probe import Kind, Probe, at_least_float32, row_norms
+from attackcheck.probe import Kind, Probe, at_least_float32, replaced, row_norms
 
 __all__ = ["CropProbe"]
 
@@ -40,10 +40,7 @@ class _Found:
         closer = nearest < self.distance
         self.distance = torch.where(closer, nearest, self.distance)
         self.logits = torch.where(closer[:, None], logits[row], self.logits)
-        if closer.device.type == "cpu":  # copying only what changed would cost a synchronisation elsewhere
-            self.point[closer] = images[row[closer]]
-        else:
-            self.point = torch.where(closer[:, None, None, None], images[row], self.point)
+        self.point = replaced(self.point, closer, images, row)
 
 
 class CropProbe:
@@ -98,24 +95,23 @@ class CropProbe:
 
     def _record(self, images: Tensor, logits: Tensor) -> None:
         distance = row_norms(images - self.clean)
-        usable = distance.isfinite() & (distance > 0)
-        distance = torch.where(usable, distance, math.inf)
+        distance = torch.where(distance > 0, distance, math.inf)  # at which nothing counts
         row = torch.arange(len(images), device=images.device)
         z = logits[row, :, self.inner_rows, self.inner_columns]  # (B, K)
         lead = lead_of(z, self._label)
-        flipped = (lead > 0) & lead.isfinite() & usable
+        flipped = (lead > 0) & (lead < math.inf)
         self._found.add(torch.where(flipped, distance, math.inf), images, z, self._pixel)
         claim = self._probe.claim
         if not claim.cheap:
             return
-        wide, lead = z[:, :, None, None], lead[:, None, None]
-        back = claim.way_back(lead, wide, self._label[:, None, None])[:, 0, 0]
-        ratio = torch.where(flipped, back + self._radius, 0.0) / distance
-        self._crops.note(Kind.TWO_BALL, ratio, distance, images, self.rows, self.columns)
+        wide = z[:, :, None, None]
+        back = claim.way_back(lead[:, None, None], wide, self._label[:, None, None])[:, 0, 0]
+        ratios = {Kind.TWO_BALL: torch.where(flipped, back + self._radius, 0.0) / distance}
         # One pixel moves no further than the whole map does.
         expansion = claim.expansions(wide - self.logits[:, :, None, None], distance)
         if expansion is not None:
-            self._crops.note(Kind.LIPSCHITZ, expansion, distance, images, self.rows, self.columns)
+            ratios[Kind.LIPSCHITZ] = expansion
+        self._crops.note(ratios, distance, images, self.rows, self.columns)
 
     def commit(self) -> None:
         """Hand the closest flips to the slots of the image's probe, credited to the attack under way."""

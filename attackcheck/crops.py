@@ -9,14 +9,23 @@ logits. The most telling crops are then shown to the whole image one by one, as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attackcheck.probe import SCALES, Kind, Probe, Slots, at_least_float32, row_norms, worst_by_decade
+from attackcheck.probe import (
+    SCALES,
+    Kind,
+    Probe,
+    Slots,
+    at_least_float32,
+    replaced,
+    row_norms,
+    worst_by_decade,
+)
 from attackcheck.receptive import Windows
 
 __all__ = ["Crops", "disjoint", "lead_of"]
@@ -178,18 +187,21 @@ class Crops:
         by = seen.flipped_by[slots.rows, slots.columns]
         seen.flipped_by[slots.rows, slots.columns] = torch.where(closer, slots.attack, by)
 
-    def note(self, kind: Kind, ratio: Tensor, distance: Tensor, crops: Tensor, rows: Tensor, columns: Tensor) -> None:
-        """Keep the worst of these crops ``(B, C, h, w)`` for each decade of distance."""
-        worst = self.worst[kind]
-        largest, row = worst_by_decade(ratio, distance)
-        larger = largest > worst.ratio
-        worst.ratio = torch.where(larger, largest, worst.ratio)
-        worst.attack = torch.where(larger, self._probe.current, worst.attack)
-        worst.place = torch.where(larger[:, None], torch.stack([rows[row], columns[row]], dim=1), worst.place)
-        if larger.device.type == "cpu":
-            worst.crop[larger] = crops[row[larger]]
-        else:
-            worst.crop = torch.where(larger[:, None, None, None], crops[row], worst.crop)
+    def note(
+        self, ratios: Mapping[Kind, Tensor], distance: Tensor, crops: Tensor, rows: Tensor, columns: Tensor
+    ) -> None:
+        """Keep the worst of these crops ``(B, C, h, w)`` of each kind for each decade of distance."""
+        kept = [self.worst[kind] for kind in ratios]
+        largest, row = worst_by_decade(torch.stack(list(ratios.values())), distance)  # (N, SCALES)
+        larger = largest > torch.stack([worst.ratio for worst in kept])
+        if larger.device.type == "cpu" and not bool(larger.any()):  # asking would cost a synchronisation elsewhere
+            return
+        place = torch.stack([rows[row], columns[row]], dim=2)
+        for i, worst in enumerate(kept):
+            worst.ratio = torch.where(larger[i], largest[i], worst.ratio)
+            worst.attack = torch.where(larger[i], self._probe.current, worst.attack)
+            worst.place = torch.where(larger[i, :, None], place[i], worst.place)
+            worst.crop = replaced(worst.crop, larger[i], crops, row[i])
 
 
 def lead_of(logits: Tensor, label: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ __all__ = [
     "Slots",
     "Witnesses",
     "at_least_float32",
+    "replaced",
     "row_norms",
     "worst_by_decade",
 ]
@@ -131,13 +133,16 @@ class Probe:
         self._image = image
         self._logits = logits
         self._clean = logits.argmax(dim=0)  # (H, W)
+        place = torch.arange(self._clean.numel(), device=image.device)
+        self._own = self._clean.flatten() * len(place) + place  # where the clean classes are among K * H * W logits
         self._radius_here = radius.to(logits.dtype)
         self._claim = claim
         self._current = -1
         device = image.device
         none = torch.zeros(0, dtype=torch.int64, device=device)
+        self._aimed = none  # (M,) of the slots' pixels
         self.evidence = Evidence(
-            flip_distance=torch.full_like(radius, math.inf),
+            flip_distance=torch.full(radius.shape, math.inf, dtype=radius.dtype, device=device),
             flipped_by=torch.full(radius.shape, -1, dtype=torch.int64, device=device),
             slots=_empty(image, none, none, 0),
             # metrics and rates are no single point, and gadgets are other networks
@@ -180,10 +185,9 @@ class Probe:
 
         With ``windows`` points are kept as crops, and only those that a crop probe hands in.
         """
-        device = self._image.device
-        self.evidence.slots = _empty(
-            self._image, rows.to(device), columns.to(device), len(self.evidence.attacks), windows
-        )
+        rows, columns = rows.to(self._image.device), columns.to(self._image.device)
+        self.evidence.slots = _empty(self._image, rows, columns, len(self.evidence.attacks), windows)
+        self._aimed = rows * self._image.shape[2] + columns
         if windows is not None:
             self.evidence.slots.logits = self._logits.new_zeros(len(rows), len(self._logits))
 
@@ -252,105 +256,117 @@ class Probe:
         if self.evidence.pairs is None:
             self.evidence.pairs = self._nobody()
             self.evidence.pairs.base = torch.empty_like(self.evidence.pairs.point)
-        self._keep(self.evidence.pairs, expansion, distance, end, start)
+        self._keep([self.evidence.pairs], expansion[None], distance, end, start)
 
     def _record(self, images: Tensor, logits: Tensor) -> None:
         # On a CPU this must stay far below the cost of a forward pass: argmax over classes alone would exceed it.
-        seen = self.evidence
         distance = row_norms(images - self._image)  # (B,)
-        usable = distance.isfinite() & (distance > 0)
-        distance = torch.where(usable, distance, math.inf)
-        own = logits.gather(1, self._clean.expand(len(logits), 1, *self._clean.shape)).squeeze(1)
-        lead = logits.amax(dim=1) - own  # (B, H, W), of the best other class where it is above 0; a tie is no flip
-        flipped = (lead > 0) & (lead < math.inf) & usable[:, None, None]
-        if len(seen.slots.rows) and seen.slots.windows is None:
-            self._record_slots(images, distance, flipped, logits)
+        # the clean image and broken points are no evidence: at an infinite distance nothing counts
+        distance = torch.where(distance > 0, distance, math.inf)
+        lead = logits.amax(dim=1).flatten(1)  # (B, H * W)
+        # of the best other class where it is above 0; a tie is no flip
+        lead = lead.sub_(logits.flatten(1).index_select(1, self._own))
+        slots = self.evidence.slots
+        if len(slots.rows) and slots.windows is None:
+            self._record_slots(images, distance, lead, logits)
+        ratios = {}
         expansion = self._claim.expansions(logits - self._logits, distance) if self._claim.cheap else None
         if expansion is not None:
-            self._keep(seen.witnesses[Kind.LIPSCHITZ], expansion, distance, images)
-        place = self._flipped_somewhere(flipped)
-        if place is None:
-            self._record_flips(images, distance, flipped, lead, logits)
-        elif len(place):
-            self._record_flips(images, distance, _at(flipped, place), _at(lead, place), _at(logits, place), place)
+            ratios[Kind.LIPSCHITZ] = expansion
+        place = self._flipped_somewhere(lead)
+        if place is None or len(place):
+            ratios |= self._record_flips(distance, lead, logits.flatten(2), place)
+        if ratios:
+            kept = [self.evidence.witnesses[kind] for kind in ratios]
+            self._keep(kept, torch.stack(list(ratios.values())), distance, images)
 
-    def _flipped_somewhere(self, flipped: Tensor) -> Tensor | None:
-        """Indices of the pixels that are flipped in any row, ``(P,)``; None where looking at all of them is cheaper."""
-        if flipped.device.type != "cpu":  # how many there are would cost a synchronisation elsewhere
+    def _flipped_somewhere(self, lead: Tensor) -> Tensor | None:
+        """Indices of the pixels that may be flipped in any row, ``(P,)``; None where looking at all is cheaper."""
+        if lead.device.type != "cpu":  # how many there are would cost a synchronisation elsewhere
             return None
-        place = flipped.any(dim=0).flatten().nonzero()[:, 0]
-        return place if SPARSE * len(place) <= self._clean.numel() else None
+        place = (~(lead.amax(dim=0) <= 0)).nonzero()[:, 0]  # NaN in one row must not hide another's flip
+        return place if SPARSE * len(place) <= lead.shape[1] else None
 
-    def _record_flips(
-        self,
-        images: Tensor,
-        distance: Tensor,
-        flipped: Tensor,
-        lead: Tensor,
-        logits: Tensor,
-        place: Tensor | None = None,
-    ) -> None:
-        """Record what depends on flips; with ``place`` (P,) all maps are of those pixels only, ``(..., 1, P)``."""
+    def _record_flips(self, distance: Tensor, lead: Tensor, logits: Tensor, place: Tensor | None) -> dict[Kind, Tensor]:
+        """Record flips of all pixels, or of those at ``place`` (P,) only, and the ratios ``(B,)`` that depend on them.
+
+        Args:
+            distance: ``(B,)`` float64.
+            lead: ``(B, H * W)``.
+            logits: ``(B, K, H * W)``.
+            place: which pixels to look at.
+        """
         seen = self.evidence
-        radius, clean = self._radius_here, self._clean
+        radius, clean = self._radius_here.flatten(), self._clean.flatten()
         if place is not None:
-            radius, clean = _at(radius, place), _at(clean, place)
-        nearest = torch.where(flipped, distance[:, None, None], math.inf).amin(dim=0)
+            lead, logits = lead.index_select(1, place), logits.index_select(2, place)
+            radius, clean = radius[place], clean[place]
+        flipped = (lead > 0) & (lead < math.inf)  # (B, P)
+        nearest = torch.where(flipped, distance[:, None], math.inf).amin(dim=0)
+        before = seen.flip_distance.view(-1)
+        closer = nearest < (before if place is None else before[place])
         if place is None:
-            closer = nearest < seen.flip_distance
-            seen.flip_distance = torch.where(closer, nearest, seen.flip_distance)
-            seen.flipped_by = torch.where(closer, self._current, seen.flipped_by)
+            shape = seen.flip_distance.shape
+            seen.flip_distance = torch.where(closer, nearest, before).view(shape)
+            seen.flipped_by = torch.where(closer.view(shape), self._current, seen.flipped_by)
         else:
-            row, column = place // self._clean.shape[1], place % self._clean.shape[1]
-            before = seen.flip_distance[row, column]
-            closer = nearest[0] < before
-            seen.flip_distance[row, column] = torch.where(closer, nearest[0], before)
-            seen.flipped_by[row[closer], column[closer]] = self._current
-        broken = torch.where(flipped, radius, 0.0).flatten(1).amax(dim=1)
-        self._keep(seen.witnesses[Kind.PIXEL], broken / distance, distance, images)
+            closer = closer.nonzero()[:, 0]
+            before[place[closer]] = nearest[closer]
+            seen.flipped_by.view(-1)[place[closer]] = self._current
+        ratios = {Kind.PIXEL: torch.where(flipped, radius, 0.0).amax(dim=1) / distance}
         # A certifier that is a function of images may be costly: it is asked about the final points only.
         if not self._claim.cheap:
-            return
-        back = self._claim.way_back(lead, logits, clean)
-        sums = torch.where(flipped, back + radius, 0.0).flatten(1)  # (B, H * W)
-        self._keep(seen.witnesses[Kind.TWO_BALL], sums.amax(dim=1) / distance, distance, images)
+            return ratios
+        back = self._claim.way_back(lead[:, None], logits[:, :, None], clean[None])[:, 0]
+        sums = torch.where(flipped, back + radius, 0.0)  # (B, P)
+        ratios[Kind.TWO_BALL] = sums.amax(dim=1) / distance
         factor = self._claim.joint_factor
         if factor is not None:
-            self._keep(
-                seen.witnesses[Kind.SET], factor * torch.linalg.vector_norm(sums, dim=1) / distance, distance, images
-            )
+            ratios[Kind.SET] = factor * torch.linalg.vector_norm(sums, dim=1) / distance
+        return ratios
 
-    def _record_slots(self, images: Tensor, distance: Tensor, flipped: Tensor, logits: Tensor) -> None:
+    def _record_slots(self, images: Tensor, distance: Tensor, lead: Tensor, logits: Tensor) -> None:
         slots = self.evidence.slots
-        reached = flipped[:, slots.rows, slots.columns]  # (B, M)
-        nearest, row = torch.where(reached, distance[:, None], math.inf).min(dim=0)  # (M,)
+        there = lead.index_select(1, self._aimed)  # (B, M)
+        nearest, row = torch.where((there > 0) & (there < math.inf), distance[:, None], math.inf).min(dim=0)  # (M,)
         if self._current >= 0:
             slots.per_attack[self._current] = torch.minimum(slots.per_attack[self._current], nearest)
         closer = nearest < slots.distance
-        slots.distance = torch.where(closer, nearest, slots.distance)
-        slots.attack = torch.where(closer, self._current, slots.attack)
-        predicted = logits[row, :, slots.rows, slots.columns].argmax(dim=1)  # (M,)
-        slots.target = torch.where(closer, predicted, slots.target)
         if closer.device.type == "cpu":  # copying only what changed would cost a synchronisation elsewhere
-            slots.point[closer] = images[row[closer]]
+            closer = closer.nonzero()[:, 0]
+            if not len(closer):
+                return
+            row = row[closer]
+            slots.distance[closer] = nearest[closer]
+            slots.attack[closer] = self._current
+            slots.target[closer] = logits[row, :, slots.rows[closer], slots.columns[closer]].argmax(dim=1)
+            slots.point[closer] = images[row]
         else:
+            slots.distance = torch.where(closer, nearest, slots.distance)
+            slots.attack = torch.where(closer, self._current, slots.attack)
+            predicted = logits[row, :, slots.rows, slots.columns].argmax(dim=1)  # (M,)
+            slots.target = torch.where(closer, predicted, slots.target)
             slots.point = torch.where(closer[:, None, None, None], images[row], slots.point)
 
     def _keep(
-        self, witnesses: Witnesses, ratio: Tensor, distance: Tensor, images: Tensor, base: Tensor | None = None
+        self,
+        kept: Sequence[Witnesses],
+        ratio: Tensor,
+        distance: Tensor,
+        images: Tensor,
+        base: Tensor | None = None,
     ) -> None:
+        """Keep the rows that are worse than what was kept; ``ratio`` (N, B) is that of each kind of witnesses."""
         largest, row = worst_by_decade(ratio, distance)
-        worse = largest > witnesses.ratio
-        witnesses.ratio = torch.where(worse, largest, witnesses.ratio)
-        witnesses.attack = torch.where(worse, self._current, witnesses.attack)
-        witnesses.point = _replaced(witnesses.point, worse, images, row)
-        if witnesses.base is not None and base is not None:
-            witnesses.base = _replaced(witnesses.base, worse, base, row)
-
-
-def _at(maps: Tensor, place: Tensor) -> Tensor:
-    """Maps ``(..., H, W)`` at pixels ``(P,)``, as ``(..., 1, P)``."""
-    return maps.flatten(-2).index_select(-1, place).unsqueeze(-2)
+        worse = largest > torch.stack([witnesses.ratio for witnesses in kept])  # (N, SCALES)
+        if worse.device.type == "cpu" and not bool(worse.any()):  # asking would cost a synchronisation elsewhere
+            return
+        for witnesses, largest_, row_, worse_ in zip(kept, largest, row, worse, strict=True):
+            witnesses.ratio = torch.where(worse_, largest_, witnesses.ratio)
+            witnesses.attack = torch.where(worse_, self._current, witnesses.attack)
+            witnesses.point = replaced(witnesses.point, worse_, images, row_)
+            if witnesses.base is not None and base is not None:
+                witnesses.base = replaced(witnesses.base, worse_, base, row_)
 
 
 def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int, windows: Windows | None = None) -> Slots:
@@ -370,18 +386,30 @@ def _empty(image: Tensor, rows: Tensor, columns: Tensor, attacks: int, windows: 
     )
 
 
+@cache
+def _edges(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where decades of distance begin, and their numbers, kept on each device."""
+    edges = [10.0**power for power in range(2 - SCALES + 1, 2)]
+    return torch.tensor(edges, dtype=torch.float64, device=device), torch.arange(SCALES, device=device)[:, None]
+
+
 def worst_by_decade(ratio: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest ratio ``(SCALES,)`` float64 among the rows ``(B,)`` of each decade of distance, and their indices."""
-    scale = (distance.log10().floor() + 6).clamp(0, SCALES - 1)  # (B,)
-    places = torch.arange(SCALES, device=distance.device)
-    ratio = torch.where(ratio.isnan() | distance.isinf(), 0.0, ratio.double())
-    return torch.where(scale[:, None] == places, ratio[:, None], 0.0).max(dim=0)
+    """The largest of the ratios ``(..., B)`` in each decade of the rows' distances ``(B,)`` float64, and their rows.
+
+    Returns:
+        ``(..., SCALES)`` float64, 0 where there is none, and as many indices.
+    """
+    edges, places = _edges(distance.device)
+    scale = torch.bucketize(distance, edges, right=True)  # (B,)
+    ratio = torch.where((ratio > 0) & (distance < math.inf), ratio.double(), 0.0)  # NaN is no evidence
+    return torch.where(scale == places, ratio.unsqueeze(-2), 0.0).max(dim=-1)
 
 
-def _replaced(points: Tensor, worse: Tensor, images: Tensor, row: Tensor) -> Tensor:
-    """``points`` (SCALES, ...) with ``images[row]`` where ``worse``."""
-    if worse.device.type == "cpu":
-        points[worse] = images[row[worse]]
+def replaced(points: Tensor, worse: Tensor, images: Tensor, row: Tensor) -> Tensor:
+    """``points`` (M, C, H, W) with ``images[row]`` where ``worse`` (M,); in place on a CPU."""
+    if worse.device.type == "cpu":  # copying only what changed would cost a synchronisation elsewhere
+        index = worse.nonzero()[:, 0]
+        points[index] = images[row[index]]
         return points
     return torch.where(worse[:, None, None, None], images[row], points)
 
