@@ -9,14 +9,16 @@ from torch import Tensor
 
 from attackcheck.errors import InputError
 
-from ._refine import shoot
+from ._refine import Track
 from ._rows import Box, Generators, Model, across, clip, dot, gaussian, lengths, polar
 from .objectives import Objective, SetFlip
 
 __all__ = ["cutting_planes", "least_norm"]
 
-_SLACK = 2e-3  # of the mean clean margin: without it the limit of the planes is reached from outside only
-_WIDER, _NARROWER = 1.5, 0.7
+_SLACK = 2.0  # of the mean clean margin, over steps^2: without it the limit of the planes is reached from outside only
+_WIDER, _NARROWER = 1.3, 0.7
+_FURTHER, _REACH = 1.015, 1.6  # beyond what the margins say, and at most: rays that do not reach are cheap to miss
+_MARGIN = 0.05  # of a bracket's width
 _PIVOTS = 6
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
@@ -41,7 +43,7 @@ def cutting_planes(
     steps: int = 24,
     planes: int = 24,
     classes: int = 1,
-    refine: int = 8,
+    refine: int = 4,
     box: Box = None,
     generator: Generators = None,
 ) -> Tensor:
@@ -53,40 +55,43 @@ def cutting_planes(
     (outer approximation with surrogate cuts: Haugazeau's method, Bauschke & Combettes, Convex Analysis and Monotone
     Operator Theory, section 30.2; one pixel and no memory is DeepFool's step). So a step costs one forward and one
     backward pass whatever the size of the set, and on an affine model the limit is the smallest perturbation. All
-    planes keep a slack to the far side, which in the second half of the steps widens until a point succeeds and
+    planes keep a slack to the far side, the larger the fewer steps there are, which widens until a point succeeds and
     narrows after each that does.
-    A set of which only a fraction has to flip is aimed at through its smallest margins at the image. The set is aimed
-    at the runners-up of the moment, and as a whole at each of `classes` - 1 nearest classes; the ray to each end point
-    is searched by `refine` points. The shortest success wins.
+    A set of which only a fraction has to flip is aimed at through the margins that are smallest at the moment. The set
+    is aimed at the runners-up of the moment, and as a whole at each of `classes` - 1 nearest classes; the ray to each
+    end point is searched by `refine` points, each where the margins of the last two say that enough pixels cross.
+    The shortest success wins.
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
-    Costs 2 + classes * (steps + refine) forward and classes * steps backward passes.
+    Costs 1 + classes * (steps + refine) forward and classes * steps backward passes.
     Raises InputError for an objective that is no set of pixels.
     """
     if not isinstance(objective, SetFlip):
         raise InputError(f"cutting_planes attacks regions, got {type(objective).__name__}: use linearised or ddn")
     images = images.detach()
     batch = images.shape[0]
-    with torch.no_grad():
-        logits = model(images).detach()
-    variants = objective.bind(logits).candidates(logits, classes)
-    count = len(variants)
-    index = torch.arange(batch, device=images.device)
-    wide, clean = images.repeat(count, 1, 1, 1), logits.repeat(count, 1, 1, 1)
-    margin = variants[0].joined(variants)
+    count = 1 if objective.target is not None else classes
+    seen = _Narrowed(model, objective.places())
+    objective = objective.narrowed(seen.places)
+    wide = images.repeat(count, 1, 1, 1)
     noise, _ = polar(gaussian(images, generator).repeat(count, 1, 1, 1))
-    delta = torch.zeros_like(wide)
+    delta, stack, weights = torch.zeros_like(wide), _empty(wide, planes), None
     best, best_norm = wide, wide.new_full((len(wide),), torch.inf)
     lowest = torch.full_like(best_norm, torch.inf)
-    chosen = margin.cheapest(clean)
-    slack = _SLACK * _mean(margin.margins(clean), chosen)
-    stack, weights = _empty(wide, planes), None
     for step in range(steps):
         with torch.enable_grad():
             point = clip(wide + delta, box).requires_grad_()
-            z = model(point)
+            z = seen(point)
+            if step == 0:  # at the images themselves
+                variants = list(objective.bind(z[:batch]).candidates(z[:batch].detach(), count))
+                # where there are fewer classes than asked for, the last is aimed at again
+                margin = variants[0].joined(variants + variants[-1:] * (count - len(variants)))
             missing = margin.margins(z)
-            goal = margin.goal_of(z.detach(), missing.detach())
-            weight = chosen * (missing.detach() + across(slack, missing)).clamp_min(0)
+            now = missing.detach()
+            goal = margin.goal_of(z.detach(), now)
+            chosen = margin.smallest(now)
+            if step == 0:
+                clean, slack = now, _SLACK / steps**2 * _mean(now, chosen)
+            weight = chosen * (now + across(slack, now)).clamp_min(0)
             weight = torch.where(across(weight.flatten(1).amax(1) > 0, weight), weight, chosen)
             weight = weight / across(weight.flatten(1).sum(1), weight)
             value = dot(weight, missing)
@@ -104,23 +109,72 @@ def cutting_planes(
         ahead = torch.where(steep, value * run, 1)
         place = stack.offset.argmin(1) if weights is None else weights.argmin(1)
         _add(stack, place, normal.flatten(1), dot(normal, delta) + ahead, run)
-        if 2 * step >= steps:
-            slack = slack * torch.where(goal.success, _NARROWER, _WIDER)
+        slack = slack * torch.where(goal.success, _NARROWER, _WIDER)
         weights = least_norm(stack.gram, (stack.offset + across(slack, stack.run) * stack.run).double()).to(delta)
         delta = torch.bmm(weights.unsqueeze(1), stack.normal).reshape(delta.shape)
-    way, distance = polar(delta, noise)
-    start = margin(clean).loss
-    end = shoot(model, wide, way, distance * 1.0005, margin, start=start, steps=refine, reach=4.0, box=box)
+    end = _along(seen, wide, *polar(delta, noise), margin, clean, refine, box)
     length = torch.where(end.success, lengths(end.points - wide), torch.inf)
     point = torch.where(across((length < best_norm) | ~(best_norm < torch.inf) & end.success, best), end.points, best)
     # rows without a success are told apart by how near they came
     key = torch.minimum(length, best_norm)
     key = torch.where(key < torch.inf, key, 1e9 + lowest).reshape(count, batch)
+    index = torch.arange(batch, device=images.device)
     found = point.reshape(count, batch, *images.shape[1:])[key.argmin(0), index]
     beyond = clip(images + (1 + _STEP_BACK) * (found - images), box)
     with torch.no_grad():
-        firm = variants[0](model(beyond)).success
+        firm = variants[0](seen(beyond)).success
     return torch.where(across(firm, images), beyond, found)
+
+
+class _Narrowed:
+    """The model's logits at the pixels `places` (P,) alone, (B, K, 1, P); at all pixels if there are none."""
+
+    def __init__(self, model: Model, places: Tensor | None) -> None:
+        self._model, self.places = model, places
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits = self._model(images)
+        return logits if self.places is None else logits.flatten(2)[:, :, None, self.places.to(logits.device)]
+
+
+@torch.no_grad()
+def _along(
+    model: Model,
+    images: Tensor,
+    way: Tensor,
+    guess: Tensor,
+    margin: SetFlip,
+    clean: Tensor,
+    steps: int,
+    box: Box,
+) -> Track:
+    """Where enough pixels have crossed on the rays from `images` in unit direction `way`, first tried at `guess` (B,).
+
+    Each pixel's crossing is where the line through its margins at the last two points is 0; the largest of those that
+    have to cross is tried next. `clean` (B, H, W) are the margins at the images.
+    """
+    low, high = torch.zeros_like(guess), torch.full_like(guess, torch.inf)
+    before, behind = torch.zeros_like(guess), clean
+    t = guess
+    for _ in range(steps):
+        z = model(clip(images + across(t, way) * way, box))
+        now = margin.margins(z)
+        success = margin.goal_of(z, now).success
+        high, low = torch.where(success & (t < high), t, high), torch.where(~success & (t > low), t, low)
+        slope = (now - behind) / across((t - before).abs().clamp_min(torch.finfo(t.dtype).tiny), now)
+        slope = slope * across((t - before).sign(), now)
+        # a pixel that does not come nearer has crossed already, or never will
+        never = torch.where(now < 0, -torch.inf, torch.inf)
+        crossing = across(t, now) + torch.where(slope < 0, -now / slope.clamp_max(-1e-30), never)
+        last = torch.where(margin.smallest(crossing) > 0, crossing, -torch.inf).flatten(1).amax(1)
+        before, behind = t, now
+        width = high - low
+        between = torch.minimum(torch.maximum(1.0005 * last, low + _MARGIN * width), high - _MARGIN * width)
+        onward = torch.minimum(torch.maximum(_FURTHER * last, 1.003 * low), _REACH * low)
+        t = torch.where(high < torch.inf, between, onward)
+    success = high < torch.inf
+    distance = torch.where(success, high, low)
+    return Track(clip(images + across(distance, way) * way, box), way, distance, success)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

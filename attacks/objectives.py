@@ -377,10 +377,24 @@ class SetFlip(_Flip):
         """The weight of every pixel, (B, H, W)."""
         return self._weights(self._select(logits))
 
-    def cheapest(self, logits: Tensor) -> Tensor:
-        """Weights (B, H, W) of the pixels that need flip, given these logits: the smallest margins of the fraction."""
-        z = self._select(logits.detach())
-        return self._needed(self._margin(z), self._weights(z))
+    def smallest(self, values: Tensor) -> Tensor:
+        """Weights (B, H, W) of as many pixels as have to flip, those of the smallest `values` (B, H, W)."""
+        weights = values.new_ones(()) if self.weights is None else self.weights.to(values)
+        return self._needed(values, weights.expand(values.shape))
+
+    def places(self) -> Tensor | None:
+        """The pixels that have a weight in any row, flat (P,); None for all pixels of any image."""
+        if self.weights is None:
+            return None
+        return (self.weights != 0).reshape(-1, self.weights.shape[-2:].numel()).any(0).nonzero()[:, 0]
+
+    def narrowed(self, places: Tensor | None) -> Self:
+        """The same objective, not yet bound, for the logits (B, K, 1, P) of the flat `places` (P,) of the image."""
+        part = copy.copy(self)
+        part._bound = part._aim = None
+        if self.weights is not None and places is not None:
+            part.weights = self.weights.flatten(-2)[..., None, places.to(self.weights.device)]
+        return part
 
     def joined(self, others: Sequence[SetFlip]) -> Self:
         """One objective of the rows of several bound ones, made by :meth:`candidates`, one after the other."""

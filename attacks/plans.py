@@ -105,7 +105,10 @@ class Plan:
 
 def _quick() -> tuple[Stage, ...]:
     # five turns instead of a longer search along the first ray: as many passes, a tenth of the excess distance
-    return (Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 2}),)
+    return (
+        Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 2}),
+        Stage("cutting", objective="region", options={"steps": 7, "planes": 7, "refine": 3}),
+    )
 
 
 def _standard() -> tuple[Stage, ...]:

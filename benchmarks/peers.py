@@ -43,6 +43,8 @@ def main() -> None:
     for sheet in _sheets(arguments, console):
         sheets.append(sheet)
         console.print(printed(sheet))
+        if sheet.unit == "region":
+            console.print(sheet.wins())
         # written after each sheet: a run of hours that is cut off has told what it knew
         head = _head(arguments)
         if arguments.json is not None:

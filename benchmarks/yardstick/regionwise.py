@@ -133,7 +133,8 @@ def _stages(name: str) -> tuple[Stage, ...]:
 def _ours() -> dict[str, tuple[Stage, ...]]:
     standard, thorough = _stages("standard"), _stages("thorough")
     return {
-        "cutting, 12 steps": (Stage("cutting", objective="region", options={"steps": 12, "refine": 3}),),
+        "quick": _stages("quick"),
+        "cutting, 12 steps": (Stage("cutting", objective="region", options={"steps": 12, "planes": 12, "refine": 3}),),
         f"{standard[0].attack} alone": standard[:1],
         "standard": standard,
         "thorough": thorough,

@@ -102,6 +102,19 @@ class Sheet:
         found = f"found {len(finite)}/{len(best)}, mean distance {finite.mean():.4f}"
         return f"Best of all peers for each {self.unit}: {found}."
 
+    def wins(self) -> str:
+        """On how many places each of ours is shorter than each peer, in a sentence; empty without peers."""
+        ours = [result for result in self.results if result.kind == "ours"]
+        peers = {r.contestant: np.array(r.distance) for r in self.results if r.kind != "ours"}
+        if not ours or not peers:
+            return ""
+        peers["all peers"] = np.array(list(peers.values())).min(axis=0)
+        said = []
+        for result in ours:
+            counts = [f"{name} on {(np.array(result.distance) < d).sum()}" for name, d in peers.items()]
+            said.append(f"{result.contestant.removeprefix('attackcheck ')}: {', '.join(counts)}")
+        return f"Shorter, of {len(self.radius)} {self.unit}s, than {'; '.join(said)}."
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; infinite distances become None."""
         content = asdict(self)
@@ -148,6 +161,7 @@ def written(sheets: Sequence[Sheet], head: Mapping[str, str]) -> str:
         lines += [f"## {sheet.subject}", "", f"{sheet.note}; {len(sheet.radius)} {sheet.unit}s. {sheet.summary()}", ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
         lines += ["| " + " | ".join(_cell(c, row[c]) for c in COLUMNS) + " |" for row in sheet.table()] + [""]
+        lines += [sheet.wins(), ""] if sheet.unit == "region" and sheet.wins() else []
         failed = [f"{r.contestant}: {why} ({n} {sheet.unit}s)" for r in sheet.results for why, n in r.failures.items()]
         lines += [f"Raised: {'; '.join(failed)}.", ""] if failed else []
     return "\n".join(lines)

@@ -166,3 +166,24 @@ def test_mistakes_are_answered_in_one_sentence(make: object, complaint: str) -> 
     with pytest.raises(InputError, match=complaint) as caught:
         make()  # type: ignore[operator]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("target", [None, 2])
+def test_a_region_seen_alone_is_the_same_region(target: int | None, fraction: float) -> None:
+    clean, z = logits(0), logits(1)
+    several = torch.stack([MASK, MASK.roll(1, 0), MASK.roll(2, 1)])
+    for mask in (MASK, several):
+        whole = RegionFlip(mask, target, fraction)
+        places = whole.places()
+        assert places is not None
+        assert len(places) == int(mask.reshape(-1, H, W).any(0).sum())
+        part = whole.narrowed(places).bind(clean.flatten(2)[:, :, None, places])
+        goal = part(z.flatten(2)[:, :, None, places])
+        expected = whole.bind(clean)(z)
+        torch.testing.assert_close(goal.loss, expected.loss)
+        assert torch.equal(goal.success, expected.success)
+        values = torch.rand((B, H, W), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        chosen = part.smallest(values.flatten(1)[:, None, places])
+        assert torch.equal(chosen, whole.smallest(values).flatten(1)[:, None, places].to(chosen))
+    assert ImageFlip().places() is None
