@@ -166,15 +166,19 @@ class CertificationTable:
                     "class": entry.label,
                     "drop": entry.drop,
                     "images": entry.images,
-                    "reachable": entry.reachable,
-                    "mean": _number(entry.mean),
-                    "quantiles": {str(q): _number(v) for q, v in zip((0.05, 0.5, 0.95), entry.quantiles, strict=True)},
+                    **_distances(entry),
+                    "refined": None if entry.refined is None else _distances(entry.refined),
                 }
                 for entry in self.smallest
             ],
             "metrics": [claim.to_dict() for claim in self.metrics],
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+
+def _distances(entry: Smallest) -> dict[str, Any]:
+    quantiles = {str(q): _number(v) for q, v in zip((0.05, 0.5, 0.95), entry.quantiles, strict=True)}
+    return {"reachable": entry.reachable, "mean": _number(entry.mean), "quantiles": quantiles}
 
 
 def _number(value: float | None) -> float | None:

@@ -208,7 +208,7 @@ class _Certifier:
         start = time.perf_counter()
         try:
             costs = self._refined_costs(image, logits, self._sorted)
-            self._refined.append(bounds(costs, labels, self._data.ignore, self._budgets, smallest=False))
+            self._refined.append(bounds(costs, labels, self._data.ignore, self._budgets))
         except InputError as none:
             self._refined, self._refinement = [], f"none: {none}"
         self._seconds["refined"] += time.perf_counter() - start
@@ -220,6 +220,11 @@ class _Certifier:
         certificate = self._refinements[shape]
         self._refinement = certificate.describe()
         return certificate.costs(image, logits, error=self._error, values=values)
+
+    @property
+    def _refined_jointly(self) -> bool:
+        """Whether the refined certificate says something about sets of pixels of every image."""
+        return len(self._refined) == len(self._data) and all(c.joint for c in self._refinements.values())
 
     def _share(self) -> None:
         """Mean IoU under a budget that all classes share, once the sums over the data set are known."""
@@ -233,10 +238,9 @@ class _Certifier:
             torch.from_numpy(present),
         )
         ordinary = self._subject.claim.joint_factor is not None
-        refined = len(self._refined) == len(self._data) and all(c.joint for c in self._refinements.values())
         if ordinary:
             self._lost = self._most_lost(weights, self._costs, "certificate")
-        if refined:
+        if self._refined_jointly:
             self._refined_lost = self._most_lost(
                 weights, lambda _, image, logits: self._refined_costs(image, logits), "refined"
             )
@@ -376,8 +380,7 @@ class _Certifier:
             for cls in present if measure.per_class else (None,):
                 value = dataset.clean(measure, cls, clean)
                 constant = dataset.constant(measure, cls, clean)
-                refined = len(self._refined) == len(self._bounds)
-                shared = refined and all(c.joint for c in self._refinements.values())
+                refined, shared = len(self._refined) == len(self._bounds), self._refined_jointly
                 for place, eps in enumerate(self._epsilons):
                     lost = float(self._refined_lost[place])
                     yield Row(
@@ -408,7 +411,7 @@ class _Certifier:
             epsilons=self._epsilons,
             images=len(self._data),
             rows=tuple(self._rows()),
-            smallest=tuple(dataset.smallest(self._bounds)),
+            smallest=tuple(dataset.smallest(self._bounds, self._refined if self._refined_jointly else ())),
             classes=None if names is None else tuple(names),
             attacks=tuple(attack.describe() for attack in self._attacks()) if self._plan.attacks else (),
             metrics=self._plan.metrics,

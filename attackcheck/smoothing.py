@@ -321,5 +321,5 @@ def smooth_data(
 def _counted(predicted: Tensor, logits: Tensor, labels: Tensor | None, ignore: int) -> Counts:
     flat = None if labels is None else labels.flatten().cpu()
     valid = None if flat is None else flat != ignore
-    none = Components(torch.full((predicted.numel(),), -1), torch.zeros(0, dtype=torch.int64))
+    none = Components.none(predicted.numel())
     return counts(predicted.flatten(), logits.flatten(1).argmax(0).cpu(), flat, valid, int(logits.shape[0]), none, 0)

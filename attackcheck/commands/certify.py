@@ -68,6 +68,7 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write one line for each measure and eps")
+    parser.add_argument("--smallest", metavar="FILE", help="write the smallest eps of every measure and loss as CSV")
     parser.add_argument("--plot", metavar="FILE", help="draw the curves (.png or .svg; needs matplotlib)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no tables, only broken claims and the last line")
     parser.set_defaults(run=_run)
@@ -83,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         plan = dataclasses.replace(plan, epsilons=tuple(sorted({*plan.epsilons, smoothing.radius})))
     from attackcheck.certifier import certify_data
     from attackcheck.models.datasets import load_data
-    from attackcheck.reporters.certification import CertificationReporter, csv_text
+    from attackcheck.reporters.certification import CertificationReporter, csv_text, smallest_text
     from attackcheck.reporters.json import write_whole
 
     data: Images = load_data(arguments.data)
@@ -115,6 +116,8 @@ def _run(arguments: argparse.Namespace) -> int:
             write_whole(Path(arguments.json), text)
         if arguments.csv is not None:
             write_whole(Path(arguments.csv), csv_text(table))
+        if arguments.smallest is not None:
+            write_whole(Path(arguments.smallest), smallest_text(table))
     except OSError as error:
         raise InputError(f"could not write {error.filename}: {error.strerror or error}") from None
     if arguments.plot is not None:
@@ -153,7 +156,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         raise InputError(f"expected --out to be a folder, got {arguments.out!r}")
     from attackcheck.reporters.json import checked_target
 
-    for option in ("json", "csv", "plot"):
+    for option in ("json", "csv", "smallest", "plot"):
         target = getattr(arguments, option)
         if target is not None and checked_target(target, f"--{option}") is None and option != "json":
             raise InputError(f"expected --{option} to name a file, got {target!r}")

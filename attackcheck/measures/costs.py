@@ -16,6 +16,7 @@ place; every cost is multiplied by ``1 - 64 u`` at the end, so that it is never 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,10 +24,19 @@ from torch import Tensor
 from attackcheck.claims import Claim, ClassPairClaim, LipschitzClaim
 from attackcheck.errors import InputError
 
-__all__ = ["ALL", "FlipCosts", "top_two"]
+__all__ = ["ALL", "FlipCosts", "pieces", "top_two"]
 
 ALL = slice(None)
 """All pixels."""
+
+PIECE = {"cpu": 2**15, "cuda": 2**24}
+"""Pixels at a time: on a CPU so many stay in its cache, with all their classes."""
+
+
+def pieces(count: int, device: torch.device) -> Iterator[slice]:
+    """So many pixels, a few at a time."""
+    step = PIECE.get(device.type, PIECE["cpu"])
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 class FlipCosts:
@@ -42,6 +52,7 @@ class FlipCosts:
         predicted: ``(H * W,)`` int64, the first of the largest logits.
         nearest: ``(H * W,)`` cost of the cheapest flip to any other class, infinite where there is none.
         share: see above; None where nothing is claimed about sets of pixels.
+        adds_up: whether that is so of `nearest` and `towards` themselves (or of nothing).
         scale: pixels of so many rows and columns share what they cost; 1 where every pixel pays for itself.
 
     Raises:
@@ -53,12 +64,17 @@ class FlipCosts:
             raise InputError(f"expected logits of shape (K, H, W), got {logits.dtype} of {tuple(logits.shape)}")
         self.shape = (int(logits.shape[1]), int(logits.shape[2]))
         self.classes = int(logits.shape[0])
-        self.scale = 1
+        self.scale, self.adds_up = 1, True
         flat = (logits if logits.element_size() >= 4 else logits.float()).detach().flatten(1)
         self._logits = flat
         self._error = error
         self._safety = 1.0 - 64.0 * torch.finfo(flat.dtype).eps
-        self._best, self._second, self.predicted = top_two(flat)
+        self._best, self._lead = torch.empty_like(flat[0]), torch.empty_like(flat[0])
+        self.predicted = torch.empty(flat.shape[1:], dtype=torch.int64, device=flat.device)
+        for some in pieces(flat.shape[1], flat.device):
+            best, second, self.predicted[some] = top_two(flat[:, some])
+            self._best[some] = best
+            torch.sub(best, second, out=self._lead[some])  # over the runner-up
         self.share = claim.joint_factor if getattr(claim, "norm", 2) == 2 else None
         self._unit, self._spread, self._radius = 0.0, None, None
         if isinstance(claim, LipschitzClaim):
@@ -71,7 +87,7 @@ class FlipCosts:
             self._radius = _squares(radius.to(flat.device).flatten())
         self.nearest = self._nearest()
 
-    def towards(self, label: int, some: slice = ALL) -> Tensor:
+    def towards(self, label: int, some: slice | Tensor = ALL) -> Tensor:
         """Cost ``(H * W,)`` of turning every pixel (or some) into class ``label``; 0 where it is that class."""
         if self._radius is not None:
             cost = torch.where(self.predicted[some] == label, 0.0, self._radius[some])
@@ -81,9 +97,19 @@ class FlipCosts:
             cost = self._meeting(label, some)
         return cost.mul_(self._safety)
 
-    def together(self, label: int, some: slice = ALL) -> Tensor:
-        """What turning pixels into class ``label`` adds where many flip; `towards`, unless pixels share."""
-        return self.towards(label, some)
+    def towards_all(self, some: slice | Tensor = ALL) -> Tensor:
+        """Costs ``(K, n)`` of turning some pixels into each class; a tensor has their numbers."""
+        if self._radius is None and self._spread is None:
+            return self._meeting(ALL, some).mul_(self._safety)
+        return torch.stack([self.towards(label, some) for label in range(self.classes)])
+
+    def together_all(self, some: slice | Tensor = ALL) -> Tensor:
+        """What that adds ``(K, n)`` where many flip; `towards_all`, unless pixels share."""
+        return self.towards_all(some)
+
+    def nearest_together(self) -> Tensor:
+        """The least of it ``(H * W,)`` over the classes that a pixel is not of."""
+        return self.nearest
 
     def counted(self, for_sale: Tensor) -> Tensor | None:  # noqa: ARG002
         """Costs whose n smallest add up to at most what any n flips of the pixels for sale ``(H * W,)`` cost.
@@ -114,25 +140,28 @@ class FlipCosts:
         if self._radius is not None:
             return self._radius * self._safety
         if self._spread is None:
-            gap = (self._best - self._second).sub_(self._error).clamp_min_(0.0)
-            return gap.square_().mul_(self._unit * self._safety / 2.0)
+            nearest = torch.empty_like(self._lead)
+            for some in pieces(len(nearest), nearest.device):
+                gap = (self._lead[some] - self._error).clamp_min_(0.0)
+                torch.mul(gap.square_(), self._unit * self._safety / 2.0, out=nearest[some])
+            return nearest
         nearest = torch.full_like(self._best, math.inf)
         for label in range(self.classes):
             cost = self._pairwise(label, ALL).masked_fill_(self.predicted == label, math.inf)
             nearest = torch.minimum(nearest, cost)
         return nearest.mul_(self._safety)
 
-    def _meeting(self, label: int, some: slice) -> Tensor:
-        first = self._best[some] - self._logits[label, some]  # of the predicted class over this one
-        second = self._second[some] - self._logits[label, some]
+    def _meeting(self, label: int | slice, some: slice | Tensor) -> Tensor:
+        logits = self._logits[label, some] if isinstance(some, slice) else self._logits[label].index_select(-1, some)
+        first = self._best[some] - logits  # of the predicted class over this one
         if self._error:
-            first, second = first.sub_(self._error).clamp_min_(0.0), second.sub_(self._error)
-        # With gaps f and s the three meet at (f + s) / 3 above this class, which is below the runner-up if 2 s > f; the
-        # squares then add up to f^2 / 2 + (2 s - f)^2 / 6.
-        beyond = second.mul_(2.0).sub_(first).clamp_min_(0.0).square_()
+            first.sub_(self._error).clamp_min_(0.0)
+        # With gaps f and s of the predicted class and the runner-up, the three meet at (f + s) / 3 above this class,
+        # which is below the runner-up if 2 s > f; the squares then add up to f^2 / 2 + (2 s - f)^2 / 6.
+        beyond = torch.sub(first, self._lead[some], alpha=2.0).clamp_min_(0.0).square_()
         return first.square_().mul_(self._unit / 2.0).add_(beyond, alpha=self._unit / 6.0)
 
-    def _pairwise(self, label: int, some: slice) -> Tensor:
+    def _pairwise(self, label: int, some: slice | Tensor) -> Tensor:
         if self._spread is None:
             raise RuntimeError("no class pairs are known")
         gap = (self._best[some] - self._logits[label, some]).sub_(self._error).clamp_min_(0.0)

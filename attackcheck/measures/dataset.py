@@ -28,7 +28,8 @@ class Smallest:
     """The smallest distance that can take ``drop`` of an image's measure, over images.
 
     ``reachable`` of ``images`` have one; the quantiles are over all images, infinite where it is not reachable, and the
-    mean (of distances, never of their squares) is over the reachable ones.
+    mean (of distances, never of their squares) is over the reachable ones. ``refined`` is the same by the refined
+    certificate, None where that says nothing about sets of pixels.
     """
 
     measure: Measure
@@ -38,6 +39,7 @@ class Smallest:
     reachable: int
     mean: float
     quantiles: tuple[float, float, float]  # 5, 50, 95 %
+    refined: Smallest | None = None
 
 
 def counted_classes(images: Sequence[Counts]) -> Array:
@@ -198,8 +200,14 @@ def constant(measure: Measure, label: int | None, images: Sequence[Counts]) -> f
     return share / int((positives > 0).sum())
 
 
-def smallest(images: Sequence[ImageBounds]) -> list[Smallest]:
-    """For every measure, class and drop: the smallest distance that can do it, summed up over images."""
+def smallest(images: Sequence[ImageBounds], refined: Sequence[ImageBounds] = ()) -> list[Smallest]:
+    """For every measure, class and drop: the smallest distance that can do it, summed up over images.
+
+    Args:
+        images: every image of the data set.
+        refined: the same by the refined certificate, if it says something about sets of pixels.
+    """
+    finer = {(entry.measure, entry.label, entry.drop): entry for entry in smallest(refined)} if refined else {}
     keys = sorted({key for image in images for key in image.smallest}, key=lambda k: (k[0].value, k[1] or 0))
     found = []
     for measure, label in keys:
@@ -208,7 +216,8 @@ def smallest(images: Sequence[ImageBounds]) -> list[Smallest]:
             reachable = distances[np.isfinite(distances)]
             low, middle, high = (float(np.quantile(distances, q, method="inverted_cdf")) for q in (0.05, 0.5, 0.95))
             mean = float(reachable.mean()) if len(reachable) else math.inf
-            found.append(Smallest(measure, label, drop, len(distances), len(reachable), mean, (low, middle, high)))
+            count, beside = len(reachable), finer.get((measure, label, drop))
+            found.append(Smallest(measure, label, drop, len(distances), count, mean, (low, middle, high), beside))
     return found
 
 

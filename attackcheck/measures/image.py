@@ -12,7 +12,9 @@ from torch import Tensor
 
 from attackcheck.measures.components import Components, connected, prices
 from attackcheck.measures.costs import FlipCosts
+from attackcheck.measures.counting import Counts, counts, truths
 from attackcheck.measures.ladder import Ladder
+from attackcheck.measures.ladders import DROPS, Ladders, needed
 from attackcheck.measures.names import Measure
 from attackcheck.measures.ratios import Pairs, frontier
 
@@ -20,33 +22,8 @@ __all__ = ["DROPS", "Bounds", "Counts", "ImageBounds", "bounds", "counts"]
 
 Array = np.ndarray[Any, Any]
 
-DROPS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""How much of a measure is to be lost, for the smallest distance that can do it."""
-
-CHUNK = {"cpu": 2**15, "cuda": 2**24}
-"""Pixels at a time: on a CPU so many stay in its cache."""
-
 LOOKED_INTO = 256
 """Stretches of numbers of lost true positives, where those of false positives beside them are sought."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """One prediction of one image, counted.
-
-    ``right`` of ``valid`` pixels are as labelled; ``kept`` of ``pixels`` are as in the clean prediction; ``alive`` of
-    ``components`` survive; per class ``(K,)``: labelled ``positives``, ``intersection`` and ``union``.
-    """
-
-    pixels: int
-    kept: int
-    valid: int
-    right: int
-    components: int
-    alive: int
-    positives: Array
-    intersection: Array
-    union: Array
 
 
 @dataclass(frozen=True)
@@ -74,58 +51,6 @@ class ImageBounds:
     smallest: dict[tuple[Measure, int | None], Array] = field(default_factory=dict)
 
 
-def counts(
-    predicted: Tensor,
-    clean: Tensor,
-    labels: Tensor | None,
-    valid: Tensor | None,
-    classes: int,
-    components: Components,
-    survivors: int,
-) -> Counts:
-    """Count a prediction.
-
-    Args:
-        predicted: ``(n,)`` int64; -1 is no class.
-        clean: ``(n,)`` the clean prediction.
-        labels, valid: ``(n,)``, None without labels.
-        classes: K.
-        components: of the clean prediction.
-        survivors: how many of them survive here.
-    """
-    zeros = np.zeros(classes, dtype=np.int64)
-    positives, intersection, union, right, total = zeros, zeros, zeros, 0, 0
-    if labels is not None and valid is not None:
-        # A class more for labels and predictions that are none, and one for labels that do not count.
-        whole = torch.full((classes + 2,), classes, dtype=torch.int64, device=predicted.device)
-        whole[1:-1] = torch.arange(classes, device=predicted.device)
-        truth = whole.index_select(0, labels.clamp(-1, classes).long() + 1)
-        shown = whole.index_select(0, predicted + 1)
-        code = (~valid).long().mul_(classes + 1).add_(truth).clamp_max_(classes + 1).mul_(classes + 1).add_(shown)
-        table = _histogram(code, (classes + 1) * (classes + 2)).reshape(classes + 2, classes + 1)[:-1]
-        hit = table.diagonal()[:classes]
-        positives, intersection = table.sum(dim=1)[:classes].numpy(), hit.numpy()
-        union = positives + table.sum(dim=0)[:classes].numpy() - intersection
-        right, total = int(hit.sum()), int(table.sum())
-    return Counts(
-        pixels=len(predicted),
-        kept=int((predicted == clean).sum()),
-        valid=total,
-        right=right,
-        components=len(components.needed),
-        alive=survivors,
-        positives=positives,
-        intersection=intersection,
-        union=union,
-    )
-
-
-def _histogram(codes: Tensor, count: int) -> Tensor:
-    if codes.device.type != "cpu":
-        return torch.bincount(codes, minlength=count).cpu()
-    return torch.from_numpy(np.bincount(codes.numpy(), minlength=count))  # several times as fast on a CPU
-
-
 def bounds(
     costs: FlipCosts, labels: Tensor | None, ignore: int, eps: Tensor, *, smallest: bool = True, islands: bool = True
 ) -> ImageBounds:
@@ -139,15 +64,16 @@ def bounds(
         smallest: also the smallest distances at which a measure can lose something.
         islands: also the components, which are found on the CPU.
     """
-    components = (
-        connected(costs.predicted, costs.shape)
-        if islands
-        else Components(torch.full((len(costs.predicted),), -1), torch.zeros(0, dtype=torch.int64))
-    )
-    flat = None if labels is None else labels.flatten().to(costs.predicted.device)
-    valid = None if flat is None else flat != ignore
-    clean = counts(costs.predicted, costs.predicted, flat, valid, costs.classes, components, len(components.needed))
-    ladders = _Ladders(costs, flat, valid, costs.share)
+    pixels = len(costs.predicted)
+    components = connected(costs.predicted, costs.shape) if islands else Components.none(pixels)
+    flat = valid = truth = None
+    if labels is not None:
+        flat = labels.flatten().to(costs.predicted.device)
+        valid = flat != ignore
+        truth = truths(flat, valid, costs.classes)
+    survivors = len(components.needed)
+    clean = counts(costs.predicted, costs.predicted, flat, valid, costs.classes, components, survivors, truth)
+    ladders = Ladders(costs, truth, clean, eps, smallest=smallest)
     islands_cost = prices(components, costs.nearest, costs.adding_up() if islands else None)
     joint = _bounds(ladders, islands_cost, costs.share, eps)
     alone = joint if costs.share is None else _alone(ladders, islands_cost, eps)
@@ -155,45 +81,7 @@ def bounds(
     return ImageBounds(clean, joint, alone, found)
 
 
-class _Ladders:
-    """Sorted costs of every kind of flip of an image."""
-
-    def __init__(self, costs: FlipCosts, labels: Tensor | None, valid: Tensor | None, share: float | None) -> None:
-        self.change = Ladder(costs.nearest, share, costs.counted(torch.ones_like(costs.predicted, dtype=torch.bool)))
-        self.right: Ladder | None = None
-        self.missing: list[Ladder] = []  # a class's true positives, counted
-        self.breaking: list[Ladder] = []  # the same beside what is made of the class
-        self.making: list[Ladder] = []
-        if labels is None or valid is None:
-            return
-        hit = (costs.predicted == labels) & valid
-        self.right = Ladder(costs.nearest[hit], share, costs.counted(hit))
-        for label in range(costs.classes):
-            broken = hit & (costs.predicted == label)
-            made, for_sale = _making(costs, labels, valid, label)
-            own = costs.nearest[broken]
-            added = costs.paired(label, broken, for_sale)
-            self.breaking.append(Ladder(own, share, None if added is None else added[0]))
-            self.making.append(Ladder(made, share, None if added is None else added[1]))
-            counted = costs.counted(broken)
-            self.missing.append(self.breaking[-1] if counted is None else Ladder(own, share, counted))
-
-
-def _making(costs: FlipCosts, labels: Tensor, valid: Tensor, label: int) -> tuple[Tensor, Tensor]:
-    """Costs ``(n,)`` of making false positives of a class, infinite where there is none to make; where there is."""
-    made = torch.empty_like(costs.nearest)
-    for_sale = torch.empty_like(valid)
-    chunk = CHUNK.get(made.device.type, CHUNK["cpu"])
-    for start in range(0, len(made), chunk):
-        some = slice(start, start + chunk)
-        barred = (labels[some] == label) | (costs.predicted[some] == label) | ~valid[some]
-        torch.logical_not(barred, out=for_sale[some])
-        # Marking what is not for sale as infinitely dear is faster than leaving it out.
-        made[some] = costs.towards(label, some).masked_fill_(barred, math.inf)
-    return made, for_sale
-
-
-def _bounds(ladders: _Ladders, islands: tuple[Tensor, Tensor], share: float | None, eps: Tensor) -> Bounds:
+def _bounds(ladders: Ladders, islands: tuple[Tensor, Tensor], share: float | None, eps: Tensor) -> Bounds:
     destroyed = [_destroyed(*islands, share, float(budget)) for budget in eps]
     broken = [ladder.together(eps) for ladder in ladders.missing]
     return Bounds(
@@ -208,7 +96,7 @@ def _bounds(ladders: _Ladders, islands: tuple[Tensor, Tensor], share: float | No
     )
 
 
-def _alone(ladders: _Ladders, islands: tuple[Tensor, Tensor], eps: Tensor) -> Bounds:
+def _alone(ladders: Ladders, islands: tuple[Tensor, Tensor], eps: Tensor) -> Bounds:
     """The same for pixels that each have the whole budget to themselves."""
     lost = [ladder.alone(eps) for ladder in ladders.breaking]
     made = [ladder.alone(eps).tolist() for ladder in ladders.making]
@@ -245,14 +133,14 @@ def _stack(rows: list[Tensor], width: int) -> Array:
 
 
 def _smallest(
-    ladders: _Ladders, clean: Counts, islands: tuple[Tensor, Tensor], share: float | None
+    ladders: Ladders, clean: Counts, islands: tuple[Tensor, Tensor], share: float | None
 ) -> dict[tuple[Measure, int | None], Array]:
     found: dict[tuple[Measure, int | None], Array] = {
         (Measure.STABILITY, None): _falls(ladders.change, clean.kept, clean.pixels)
     }
     if clean.components:
         reach = _island_distances(*islands, share)
-        wanted = [_needed(drop, clean.components) for drop in DROPS]
+        wanted = [needed(drop, clean.components) for drop in DROPS]
         found[Measure.COMPONENTS, None] = np.array([reach[n - 1] if n <= len(reach) else np.inf for n in wanted])
     if ladders.right is not None and clean.valid:
         found[Measure.ACCURACY, None] = _falls(ladders.right, clean.right, clean.valid)
@@ -266,13 +154,8 @@ def _smallest(
     return found
 
 
-def _needed(drop: float, total: int) -> int:
-    """Least number of flips that take at least this share, never counted too high because of rounding."""
-    return int(np.ceil(drop * total * (1.0 - 1e-12)))
-
-
 def _falls(ladder: Ladder, count: int, total: int) -> Array:
-    wanted = [_needed(drop, total) for drop in DROPS]
+    wanted = [needed(drop, total) for drop in DROPS]
     return np.array([ladder.price(n) if n <= count else np.inf for n in wanted])
 
 
@@ -291,27 +174,33 @@ def _ratio_falls(breaking: Ladder, making: Ladder, hits: int, union: int, drop: 
     level = hits / union - drop
     if level < -1e-12:
         return np.inf
+    if making.total is None:
+        making = making.whole()
     device = breaking.single.device
 
     def made(lost: Array) -> Array:
         """How many false positives are needed beside so many lost true ones; more than there are if none suffices."""
         if level > 1e-12:
-            needed = np.ceil(((hits - lost) / level) * (1.0 - 1e-12) - union).clip(min=0)
+            wanted = np.ceil(((hits - lost) / level) * (1.0 - 1e-12) - union).clip(min=0)
         else:
-            needed = np.where(lost == hits, 0, np.inf)
-        number: Array = np.minimum(needed, len(making) + 1).astype(np.int64)
+            wanted = np.where(lost == hits, 0, np.inf)
+        number: Array = np.minimum(wanted, len(making) + 1).astype(np.int64)
         return number
 
     def price(lost: Array, new: Array) -> Array:
         """Cost of losing so many and making so many: both only rise."""
         a = torch.from_numpy(lost).to(device)
-        b = torch.from_numpy(new.clip(max=len(making))).to(device)
+        listed = len(making.single)
+        b = torch.from_numpy(new.clip(max=listed)).to(device)
         if breaking.total is None or making.total is None:
             zero = torch.zeros(1, dtype=breaking.single.dtype, device=device)
             cost = torch.maximum(torch.cat([zero, breaking.single])[a], torch.cat([zero, making.single])[b]).double()
         else:
             cost = breaking.total[a] + making.total[b]
         found: Array = np.where(new > len(making), np.inf, cost.cpu().numpy())
+        if making.limit < math.inf:
+            # At least so much, where they are not listed.
+            found += np.maximum(new - listed, 0) * (making.limit * making.share_squared)
         return found
 
     # Stretches of `lost` first, each priced at its cheaper ends: only those that can hold the least are looked into.
@@ -322,6 +211,9 @@ def _ratio_falls(breaking: Ladder, making: Ladder, hits: int, union: int, drop: 
     inside = first[price(first, made(last)) <= best]
     lost = (inside[:, None] + np.arange(stretch)).ravel()
     lost = lost[lost <= hits]
-    if stretch > 1 and len(lost):
-        best = min(best, price(lost, made(lost)).min())
+    new = made(lost)
+    costs = price(lost, new)
+    if len(costs) and new[costs.argmin()] > len(making.single) and making.limit < math.inf:
+        return _ratio_falls(breaking, making.whole(), hits, union, drop)
+    best = min(best, costs.min(initial=np.inf))
     return float(np.sqrt(best / max(breaking.slack, making.slack) ** 2))

@@ -48,6 +48,8 @@ def frontier(breaking: Ladder, making: Ladder, eps: Tensor) -> list[Pairs]:
         breaking: costs of this class's true positives.
         making: costs of turning pixels of other classes into this one.
     """
+    highest = float(eps.max()) ** 2 * max(breaking.slack, making.slack) ** 2 if len(eps) else 0.0
+    making = making.up_to(highest)
     most_lost = breaking.together(eps)  # (E,)
     most_made = making.together(eps)
     if breaking.total is None or making.total is None:

@@ -13,8 +13,11 @@ for every price mu >= 0,
 
     budget mu + sum_i max(0, max_k (v_ik - mu c_ik)),
 
-and the least over a few prices is taken, for each image by itself, since each has its own budget. Where the best prices
-are is guessed on a part of the image; any other would only be less tight.
+for each image by itself, since each has its own budget. The best price follows from the pixels' steps: on the upper
+hull of a pixel's choices (costs to the right, values upwards) each further step gains less for what it costs, and the
+price is that of the step at which the cheapest of all pixels use the budget up (Sinha and Zoltners, "The
+multiple-choice knapsack problem", 1979). Which pixels matter at all is guessed on a part of the image. Any other price
+holds as well and would only be less tight.
 
 Under the refined certificate the pixels of a block share what they cost (docs/refined.md): a block gains no more than
 if each choice cost its change of logits alone, and no more than if only its dearest choice were paid. The smaller of
@@ -23,31 +26,26 @@ the two counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from attackcheck.measures.costs import FlipCosts
+from attackcheck.measures.costs import FlipCosts, pieces
+from attackcheck.measures.counting import truths
 from attackcheck.measures.sharing import blocks
 
 __all__ = ["Weights", "most_lost"]
 
-PRICES = 24
-"""Prices tried on a part of the image, over all magnitudes."""
+AROUND = (0.6, 0.75, 0.85, 0.92, 1.0, 1.08, 1.2, 1.5)
+"""Prices tried where blocks share, as multiples of what is best where they do not."""
 
-AROUND = 1.3 ** torch.arange(-3.0, 4.0, dtype=torch.float64)
-"""Prices tried on the image, as multiples of the best on its part."""
+LOWER = 0.8
+"""What gains nothing at so much of the least price of the sample is left out."""
 
-CLOSER = torch.tensor([0.85, 0.92, 1.08, 1.15], dtype=torch.float64)
-"""And once more, as multiples of the best so far."""
-
-PART = 8
-"""One row in so many is the part that is looked at first."""
-
-SMALL = 2**15
-"""Images of fewer pixels are looked at as a whole."""
+SAMPLED = 2**14
+"""So many pixels are looked at to guess the least price; images of fewer are looked at as a whole."""
 
 CHUNK = {"cpu": 2**14, "cuda": 2**22}
 """Pixels at a time: on a CPU so many stay in its cache."""
@@ -66,6 +64,21 @@ class Weights:
         self.broken = torch.where(counted, 1.0 / union, 0.0)
         self.made = torch.where(counted, intersections.double() / union.square(), 0.0)
 
+    def of_choices(self, like: Tensor) -> Tensor:
+        """What turning pixels into each class takes, ``(K, (K + 2) K)``, by their truth times K plus their prediction.
+
+        Truths are as from :func:`attackcheck.measures.counting.truths`; turning right costs the adversary, and staying
+        is no choice. Of the type and on the device of ``like``.
+        """
+        classes = len(self.broken)
+        start = torch.cat([torch.diag(self.broken), torch.zeros(2, classes)])  # (K + 2, K)
+        value = start[None].to(like) + self.made.to(like)[:, None, None]
+        same = torch.arange(classes)
+        value[same, same] = 0.0
+        value[same, :, same] = 0.0
+        value[:, classes + 1] = 0.0
+        return value.flatten(1)
+
 
 def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights, eps: Tensor) -> Tensor:
     """Upper bound of what one image can take from the sum of IoUs at each budget ``eps`` (E,): (E,) float64.
@@ -80,101 +93,125 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
     if costs.share is None:
         raise ValueError("expected a claim about sets of pixels")
     budgets = (eps.double() / costs.share).square() * (1.0 + 1e-9)
-    whole = _whole(costs)
-    share = PART if len(costs.predicted) > SMALL else 1
-    part = _offers(costs, labels, valid, weights, _part(costs, share), 0.0, exact=share == 1)
-    positive = budgets[budgets > 0]
-    if part.most == 0.0 and share > 1:
-        share, part = 1, _offers(costs, labels, valid, weights, whole, 0.0)
-    if part.most == 0.0:
+    table = weights.of_choices(costs.nearest)
+    code, most = _codes(costs, truths(labels, valid, costs.classes), table.amax(dim=0))
+    if most == 0.0 or not len(eps):
         return torch.zeros(len(eps), dtype=torch.float64)
-    low = 1e-3 * part.most * share / float(positive.max()) if len(positive) else 1.0
-    high = part.most * share / float(positive.min()) if len(positive) else 1.0
-    prices = torch.logspace(0, 1, PRICES, base=high / low, dtype=torch.float64) * low
-    place = (budgets[:, None] * prices + share * _surplus(part, prices)).argmin(dim=1)
-    prices = _distinct(prices[place], AROUND)
-    offers = part if share == 1 else _offers(costs, labels, valid, weights, whole, float(prices.min()))
-    bounds = budgets[:, None] * prices + _surplus(offers, prices)
-    best, place = bounds.min(dim=1)
-    prices = _distinct(prices[place], CLOSER)
-    # What was left out is worth nothing at any price from the least on.
-    prices = prices.clamp_min(offers.price)
-    best = torch.minimum(best, (budgets[:, None] * prices + _surplus(offers, prices)).amin(dim=1))
+    price = 0.0
+    if len(code) > SAMPLED:
+        step = len(code) // SAMPLED
+        few = _offers(costs, code, table, torch.arange(step // 2, len(code), step, device=code.device)[None], 0.0)
+        price = LOWER * float(_prices(few, budgets / step, 0.0, steps=1).min())
+    offers = _offers(costs, code, table, _worthwhile(costs, code, table, price), price)
+    prices = _prices(offers, budgets, price)
+    if offers.dearest is not None:
+        prices = torch.cat([factor * prices for factor in AROUND])
+    # What was left out is worth nothing at any price from this one on; none is 0, since costs may be infinite.
+    prices = torch.tensor(sorted({max(mu, price, 1e-30) for mu in prices.tolist()}), dtype=torch.float64)
+    best = (budgets[:, None] * prices + _surplus(offers, prices)).amin(dim=1)
     # Every gain is rounded by less than 2^-22 of its value.
-    return torch.minimum(best + 2.0**-21 * offers.most, torch.full_like(best, offers.most))
+    return torch.minimum(best + 2.0**-21 * most, torch.full_like(best, most))
 
 
 class _Offers(NamedTuple):
-    """What pixels can be turned into, at which costs; g pixels of a block, N blocks."""
+    """What pixels can be turned into, at which costs; g pixels of a block, N blocks, the most rewarding first."""
 
     cost: Tensor  # (K, g, N)
     value: Tensor  # (K, g, N)
+    reward: Tensor  # (N,) largest value over cost in the block, descending
     dearest: Tensor | None  # (K, g, N) what it costs if this choice is the dearest of its block, and alone is paid
     gained: Tensor | None  # (K, g, N) what all choices of the block are worth then
-    most: float  # sum of the largest values, also of what was left out
-    price: float  # blocks that gain nothing at this price were left out
 
 
-def _whole(costs: FlipCosts) -> list[tuple[slice, int]]:
-    """All rows of blocks, a chunk at a time."""
-    height, width = costs.shape
-    rows = max(1, CHUNK.get(costs.predicted.device.type, CHUNK["cpu"]) // (width * costs.scale)) * costs.scale
-    return [_rows(start, min(rows, height - start), width) for start in range(0, height, rows)]
+def _codes(costs: FlipCosts, truth: Tensor, top: Tensor) -> tuple[Tensor, float]:
+    """Truth and prediction of every pixel as one number, and the sum of the largest values of all pixels."""
+    found = torch.empty(truth.shape, dtype=torch.int32, device=truth.device)
+    most = torch.zeros((), dtype=torch.float64, device=truth.device)
+    for some in pieces(len(truth), truth.device):
+        found[some] = truth[some].int().mul_(costs.classes).add_(costs.predicted[some].int())
+        most += top.index_select(0, found[some]).sum(dtype=torch.float64)
+    return found, float(most)
 
 
-def _part(costs: FlipCosts, share: int) -> list[tuple[slice, int]]:
-    """One row of blocks in so many."""
-    height, width = costs.shape
-    if share == 1:
-        return _whole(costs)
-    step = share * costs.scale
-    return [_rows(start, costs.scale, width) for start in range(step // 2 // costs.scale * costs.scale, height, step)]
+def _worthwhile(costs: FlipCosts, code: Tensor, table: Tensor, price: float) -> Tensor:
+    """Numbers ``(g, N)`` of the pixels of all blocks but some that gain nothing at a price."""
+    numbers = torch.arange(len(code), device=code.device)
+    if price == 0.0:
+        return blocks(numbers, costs.shape[0], costs.scale)
+    # No choice costs less than the nearest, and none is worth more than the best.
+    top = table.amax(dim=0)
+    nearest, gains = costs.nearest_together(), torch.empty(code.shape, dtype=torch.bool, device=code.device)
+    factor = nearest.new_tensor(-price)
+    for some in pieces(len(code), code.device):
+        gain = torch.addcmul(top.index_select(0, code[some]), nearest[some], factor)
+        torch.gt(gain, 0.0, out=gains[some])
+    if costs.scale == 1:
+        return numbers[None, gains]
+    kept = blocks(gains, costs.shape[0], costs.scale).any(dim=0)
+    return blocks(numbers, costs.shape[0], costs.scale)[:, kept]
 
 
-def _rows(start: int, count: int, width: int) -> tuple[slice, int]:
-    return slice(start * width, (start + count) * width), count
-
-
-def _offers(
-    costs: FlipCosts,
-    labels: Tensor,
-    valid: Tensor,
-    weights: Weights,
-    strips: Sequence[tuple[slice, int]],
-    price: float,
-    *,
-    exact: bool = True,
-) -> _Offers:
-    """What some rows offer, without blocks that gain nothing at a price; inexact: without their dearest choices."""
-    kind, device, classes = costs.nearest.dtype, labels.device, costs.classes
-    broken, made = weights.broken.to(device, kind), weights.made.to(device, kind)
-    numbers = torch.arange(len(costs.predicted), device=device)
+def _offers(costs: FlipCosts, code: Tensor, table: Tensor, places: Tensor, price: float) -> _Offers:
+    """What blocks of pixels ``(g, N)`` offer, without those that gain nothing at a price."""
+    size = len(places)
     found: list[tuple[Tensor, ...]] = []
-    most = 0.0
-    for some, rows in strips:
-        predicted, counted = costs.predicted[some], valid[some]
-        # Labels that are no class, or do not count, are one class more.
-        truth = labels[some].clamp(-1, classes).add_(classes + 1).remainder_(classes + 1)
-        start = broken.index_select(0, predicted).mul_((predicted == truth).to(kind))
-        cost = torch.stack([costs.together(label, some) for label in range(classes)])
-        # Turning right costs the adversary; staying is no choice.
-        value = torch.cat([start + made[:, None], start[None]])
-        value.scatter_(0, truth[None], 0.0).scatter_(0, predicted[None], 0.0)
-        value = value[:classes].mul_(counted.to(kind))
-        most += float(value.amax(dim=0).sum(dtype=torch.float64))
-        places = blocks(numbers[some] - some.start, rows, costs.scale)  # (g, N)
-        if price > 0.0:
-            gain = torch.addcmul(value, cost, torch.full((), price, dtype=kind, device=device), value=-1.0)
-            gain = blocks(gain.amax(dim=0), rows, costs.scale).amax(dim=0)
-            places = places.index_select(1, (gain > 0).nonzero()[:, 0])
-        parts = [cost, value]
-        if exact and costs.scale > 1:
-            parts.append(torch.stack([costs.towards(label, some) for label in range(classes)]))
-        chosen = places.flatten()
-        found.append(tuple(each.index_select(1, chosen).reshape(classes, *places.shape) for each in parts))
-    cost, value, *rest = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+    for some in pieces(places.shape[1], code.device):
+        chosen = places[:, some].flatten()
+        cost = costs.together_all(chosen)
+        value = table.index_select(1, code.index_select(0, chosen))
+        # What costs nothing is worth taking at any price.
+        reward = (value / cost.clamp_min(1e-30)).amax(dim=0).reshape(size, -1).amax(dim=0)
+        kept = (reward > price).nonzero()[:, 0]
+        parts = [cost, value, *([] if size == 1 else [costs.towards_all(chosen)])]
+        # Choosing along the last of two dimensions is many times as fast as along that of three.
+        parts = [part.reshape(costs.classes * size, -1).index_select(1, kept) for part in parts]
+        found.append((reward.index_select(0, kept), *parts))
+    reward, *parts = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+    order = _descending(reward)
+    reward = reward.index_select(0, order)
+    cost, value, *rest = (part.index_select(1, order).reshape(costs.classes, size, -1) for part in parts)
     dearest = rest[0] if rest else None
-    return _Offers(cost, value, dearest, None if dearest is None else _gained(value, dearest), most, price)
+    return _Offers(cost, value, reward, dearest, None if dearest is None else _gained(value, dearest))
+
+
+def _prices(offers: _Offers, budgets: Tensor, least: float, steps: int | None = None) -> Tensor:
+    """The price ``(E,)`` at which the pixels use each budget up, in float64 on the CPU, as if none shared.
+
+    Steps of pixels that gain no more than ``least`` for their cost are left out, and so are all but the first `steps`.
+    """
+    cost, value = offers.cost.flatten(1), offers.value.flatten(1)
+    paid, had = torch.zeros_like(cost[0]), torch.zeros_like(cost[0])
+    gains, spent = [], []
+    for _ in range(len(cost) if steps is None else steps):
+        best, price, worth = torch.zeros_like(paid), paid, had
+        for label in range(len(cost)):
+            more = value[label] - had
+            ratio = more / (cost[label] - paid).clamp_min(1e-30)
+            better = ratio > best
+            best = torch.maximum(best, ratio)
+            price, worth = torch.where(better, cost[label], price), torch.where(better, value[label], worth)
+        on = (best > least).nonzero()[:, 0]
+        if not len(on):
+            break
+        gains.append(best.index_select(0, on))
+        spent.append((price - paid).index_select(0, on))
+        paid, had = price.index_select(0, on), worth.index_select(0, on)
+        cost, value = cost.index_select(1, on), value.index_select(1, on)
+    if not gains:
+        return torch.zeros_like(budgets)
+    gain = torch.cat(gains)
+    order = _descending(gain)
+    gain = gain.index_select(0, order)
+    used = torch.cat(spent).index_select(0, order).double().cumsum(dim=0)
+    place = torch.searchsorted(used, budgets.to(used.device))
+    found = torch.cat([gain, gain.new_zeros(1)]).index_select(0, place)
+    return found.double().cpu()
+
+
+def _descending(values: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return values.argsort(descending=True)
+    return torch.from_numpy(np.argsort(-values.numpy()))  # several times as fast on a CPU
 
 
 def _gained(value: Tensor, dearest: Tensor) -> Tensor:
@@ -190,27 +227,22 @@ def _gained(value: Tensor, dearest: Tensor) -> Tensor:
     return total
 
 
-def _distinct(prices: Tensor, factors: Tensor) -> Tensor:
-    distinct = torch.tensor(sorted(set(prices.tolist())), dtype=torch.float64)
-    return (distinct[:, None] * factors).flatten()
-
-
 def _surplus(offers: _Offers, prices: Tensor) -> Tensor:
     """What blocks gain at most at every price ``mu``, ``sum_i max(0, max_k (v_ik - mu c_ik))``: (P,) on the CPU."""
     cost, value, dearest, gained = offers.cost, offers.value, offers.dearest, offers.gained
     total = torch.zeros(len(prices), dtype=torch.float64, device=cost.device)
     chunk = max(1, CHUNK.get(cost.device.type, CHUNK["cpu"]) // cost.shape[1])
     chosen = prices.to(cost.device, cost.dtype)
-    for start in range(0, cost.shape[2], chunk):
-        some = slice(start, start + chunk)
-        c, v = cost[..., some].contiguous(), value[..., some].contiguous()
-        d = g = None
-        if dearest is not None and gained is not None:
-            d, g = dearest[..., some].flatten(0, 1), gained[..., some].flatten(0, 1)
-        for number in range(len(prices)):
-            mu = chosen[number]
-            gain = torch.addcmul(v, c, mu, value=-1.0).amax(dim=0).clamp_min_(0.0).sum(dim=0)
-            if d is not None and g is not None:
-                gain = torch.minimum(gain, torch.addcmul(g, d, mu, value=-1.0).amax(dim=0).clamp_min_(0.0))
+    # Blocks that are not worth a price gain nothing at it.
+    ends = torch.searchsorted(-offers.reward, -chosen).tolist()
+    for number, end in enumerate(ends):
+        mu = chosen[number]
+        for start in range(0, end, chunk):
+            some = slice(start, min(start + chunk, end))
+            gain = torch.addcmul(value[..., some], cost[..., some], mu, value=-1.0)
+            gain = gain.amax(dim=0).clamp_min_(0.0).sum(dim=0)
+            if dearest is not None and gained is not None:
+                alone = torch.addcmul(gained[..., some], dearest[..., some], mu, value=-1.0)
+                gain = torch.minimum(gain, alone.flatten(0, 1).amax(dim=0).clamp_min_(0.0))
             total[number] += gain.sum(dtype=torch.float64)
     return total.cpu()

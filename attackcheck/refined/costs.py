@@ -42,19 +42,31 @@ class RefinedCosts(FlipCosts):
         self._own = distances.square_().mul_(self._safety)  # (K, H * W)
         self.nearest = self._distance.square().mul_(self._safety)
         self.share = None if scale is None else 1.0
-        self.scale = 1 if scale is None else scale
+        self.scale, self.adds_up = 1 if scale is None else scale, scale is None
 
     def distance(self) -> Tensor:
         """Certified radius ``(H * W,)``."""
         return self._distance
 
-    def towards(self, label: int, some: slice = ALL) -> Tensor:
+    def towards(self, label: int, some: slice | Tensor = ALL) -> Tensor:
         """Cost of turning every pixel (of some) into class ``label``; 0 where it is that class."""
         return self._own[label, some].clone()
 
     def together(self, label: int, some: slice = ALL) -> Tensor:
         """What turning pixels into class ``label`` adds where the pixels of a block pay together."""
         return super().towards(label, some)
+
+    def towards_all(self, some: slice | Tensor = ALL) -> Tensor:
+        """The same for every class, ``(K, n)``."""
+        return self._own[:, some].clone()
+
+    def together_all(self, some: slice | Tensor = ALL) -> Tensor:
+        """What that adds, ``(K, n)``."""
+        return super().towards_all(some)
+
+    def nearest_together(self) -> Tensor:
+        """The least of it ``(H * W,)`` over the classes that a pixel is not of."""
+        return self._shared
 
     def counted(self, for_sale: Tensor) -> Tensor | None:
         """What each further flip of the pixels for sale ``(H * W,)`` costs on a shared budget, in no order."""

@@ -17,13 +17,14 @@ from rich.text import Text
 
 from attackcheck.certification_table import CertificationTable, MetricFinding, Row
 from attackcheck.errors import printable
+from attackcheck.measures.dataset import Smallest
 from attackcheck.measures.names import Measure
 from attackcheck.recheck import Verdict
 from attackcheck.reporters.console import plain_console
 from attackcheck.reporters.tables import counted
 from attackcheck.smoothing import SmoothedData
 
-__all__ = ["CertificationReporter", "csv_text"]
+__all__ = ["CertificationReporter", "csv_text", "smallest_text"]
 
 PAIRS = ((Measure.ACCURACY, Measure.MEAN_IOU), (Measure.STABILITY, Measure.COMPONENTS))
 SHORT = {
@@ -168,6 +169,26 @@ def csv_text(table: CertificationTable) -> str:
     return text.getvalue()
 
 
+def smallest_text(table: CertificationTable) -> str:
+    """CSV of the smallest eps: a line for each measure, class and loss; empty cells where nothing can be lost so."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ["reachable", "mean", "q05", "median", "q95"]
+    writer.writerow(["measure", "class", "name", "loss", "images", *names, *(f"refined_{name}" for name in names)])
+    for entry in table.smallest:
+        title = "" if entry.label is None else _class_name(table, entry.label)
+        start = [entry.measure.value, "" if entry.label is None else entry.label, title, repr(entry.drop), entry.images]
+        writer.writerow([*start, *_distances(entry), *_distances(entry.refined)])
+    return text.getvalue()
+
+
+def _distances(entry: Smallest | None) -> list[str]:
+    if entry is None:
+        return [""] * 5
+    numbers = ["" if math.isinf(value) else repr(value) for value in (entry.mean, *entry.quantiles)]
+    return [str(entry.reachable), *numbers]
+
+
 def _tables(table: CertificationTable) -> list[tuple[str, Table]]:
     title = "Worst case over every perturbation up to eps, in percent"
     shown = [(title, _curves(table, pair)) for pair in PAIRS if any(row.measure in pair for row in table.rows)]
@@ -280,13 +301,20 @@ def _cell(row: Row, attacked: bool) -> str:
 def _smallest(table: CertificationTable) -> Table:
     made = _table()
     made.add_column("measure", no_wrap=True)
-    for name in ("loss", "mean", "5 %", "median", "95 %", "reachable"):
+    finer = any(entry.refined is not None for entry in table.smallest)
+    names = ("mean", "5 %", "median") if finer else ("mean", "5 %", "median", "95 %")  # no more in 80 columns
+    columns = [column for name in names for column in ((name, "refined") if finer else (name,))]
+    for name in ("loss", *columns, "reached"):
         made.add_column(name, justify="right", no_wrap=True)
     for entry in table.smallest:
-        if entry.label is None:
-            numbers = [_distance(value) for value in (entry.mean, *entry.quantiles)]
-            reached = f"{entry.reachable}/{entry.images}"
-            made.add_row(entry.measure.title, f"{100 * entry.drop:g} %", *numbers, reached)
+        if entry.label is not None:
+            continue
+        cells = [_distance(value) for value in (entry.mean, *entry.quantiles)][: len(names)]
+        if finer:
+            beside = [] if entry.refined is None else [entry.refined.mean, *entry.refined.quantiles]
+            again = [_distance(value) for value in beside] or ["-"] * len(names)
+            cells = [cell for pair in zip(cells, again, strict=False) for cell in pair]
+        made.add_row(SHORT[entry.measure], f"{100 * entry.drop:g} %", *cells, f"{entry.reachable}/{entry.images}")
     return made
 
 

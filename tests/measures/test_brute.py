@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import attackcheck.measures.ladders
 from attackcheck import ClassPairClaim, InputError, LipschitzClaim, RadiusClaim
 from attackcheck.measures import FlipCosts, Measure, bounds, dataset
 from attackcheck.measures.image import DROPS
@@ -93,6 +94,28 @@ def test_a_smaller_pixel_constant_is_exact(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40, 50))
 def test_two_classes_three_images(seed: int) -> None:
     check(seed, 1.3, 1.3, images=3, pixels=3, classes=2)
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny images take the way of large ones: piece by piece, with guesses from a sample of some pixels."""
+    monkeypatch.setitem(attackcheck.measures.costs.PIECE, "cpu", 3)
+    monkeypatch.setattr(attackcheck.measures.ladders, "SAMPLED", 2)
+    monkeypatch.setattr(attackcheck.measures.shared, "SAMPLED", 2)
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("seed", range(50, 70))
+def test_pieces_and_samples_change_nothing(seed: int) -> None:
+    check(seed, 1.0 + seed % 2, 1.0, images=1 + seed % 2, pixels=5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("block", range(4))
+def test_a_thousand_cases_in_pieces(block: int) -> None:
+    for seed in range(3000 + 250 * block, 3250 + 250 * block):
+        check(seed, 1.0 + (seed % 3) / 2, 1.0, images=1 + seed % 2, pixels=4, classes=2 + seed % 2)
 
 
 @pytest.mark.slow

@@ -269,6 +269,15 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = list(csv.DictReader(io.StringIO((folder / "out.csv").read_text())))
     assert len(lines) == len(document["rows"])
     assert float(lines[0]["certified"]) == document["rows"][0]["certified"]
+    entry = next(entry for entry in document["smallest"] if entry["measure"] == "stability" and entry["drop"] == 0.1)
+    assert main([*common[:4], "--no-attack", "--smallest", "out.csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO((folder / "out.csv").read_text())))
+    assert len(lines) == len(document["smallest"])
+    line = next(line for line in lines if (line["measure"], line["loss"]) == ("stability", "0.1"))
+    assert float(line["mean"]) == entry["mean"]
+    assert entry["refined"] is None
+    assert line["refined_q95"] == ""
+    capsys.readouterr()
     assert main([*common[:6], "--no-attack", "-q", "--json", "-"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["attacks"] == []

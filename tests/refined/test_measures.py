@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attackcheck import LipschitzClaim, audit, certify
 from attackcheck.measures import Measure, bounds, dataset
 from attackcheck.measures.components import connected, prices, surviving
 from attackcheck.measures.image import DROPS, ImageBounds, counts
@@ -19,6 +22,7 @@ from attackcheck.measures.shared import Weights, most_lost
 from attackcheck.models.layers import MaxMin
 from attackcheck.refined import refine
 from attackcheck.refined.costs import RefinedCosts
+from attackcheck.reporters.certification import smallest_text
 
 _spec = importlib.util.spec_from_file_location("brute", Path(__file__).parents[1] / "measures" / "brute.py")
 assert _spec is not None
@@ -189,6 +193,7 @@ def survives(seed: int) -> int:
     lost = most_lost(costs, labels, valid, weights, eps)
     islands = connected(predicted, (8, 8))
     ways, changed = attack(model, image, labels, seed), 0
+    before = counts(predicted, predicted, labels, valid, classes, islands, len(islands.needed))
     for e, length in enumerate(eps.tolist()):
         with torch.no_grad():
             maps = model(image + length * ways).argmax(dim=1).flatten(1)
@@ -202,6 +207,10 @@ def survives(seed: int) -> int:
                     reached = dataset.clean(measure, cls, [now])
                     sign = 1 if measure.falls else -1
                     assert not sign * ours > sign * reached + 1e-12, (measure, cls, length)
+            for (measure, cls), distances in found.smallest.items():
+                fall = dataset.clean(measure, cls, [before]) - dataset.clean(measure, cls, [now])
+                fall = fall if measure.falls else -fall
+                assert (distances[np.array(DROPS) <= fall - 1e-9] <= length).all(), (measure, cls, length)
             changed += int((shown != predicted).any())
     return changed
 
@@ -215,3 +224,45 @@ def test_no_attack_on_a_network_falls_below_the_bound(block: int) -> None:
 @pytest.mark.parametrize("block", range(10))
 def test_nor_on_a_thousand_networks(block: int) -> None:
     assert sum(survives(seed) for seed in range(100 * block, 100 * block + 100)) > 1000
+
+
+def test_the_table_has_both() -> None:
+    model = network(0, 3)
+    images = torch.rand(3, 2, 24, 24, generator=torch.Generator().manual_seed(0))
+    bound = audit(model, LipschitzClaim(1.0), (2, 24, 24)).bound
+    assert bound is not None
+    table = certify(model, images, None, LipschitzClaim(bound), (0.1,), attack=False)
+    assert {entry.measure for entry in table.smallest} == {Measure.STABILITY, Measure.COMPONENTS}
+    lines = list(csv.DictReader(io.StringIO(smallest_text(table))))
+    for entry, line, told in zip(table.smallest, lines, table.to_dict()["smallest"], strict=True):
+        assert entry.refined is not None
+        assert float(line["mean"]) == entry.mean == told["mean"]
+        assert float(line["refined_median"]) == entry.refined.quantiles[1] == told["refined"]["quantiles"]["0.5"]
+        assert entry.refined.mean >= entry.mean * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_smallest_eps_is_where_the_bounds_begin_to_lose_so_much(seed: int) -> None:
+    """Just below it no measure of the image can lose the share; just above it the same costs allow it."""
+    generator = torch.Generator().manual_seed(seed)
+    model = network(seed, 3).double()
+    image = torch.rand(2, 24, 24, generator=generator).double()
+    with torch.no_grad():
+        logits = model(image[None])[0]
+    labels = torch.where(torch.rand(24, 24, generator=generator) < 0.8, logits.argmax(dim=0), 1)
+    costs = refine(model, (2, 24, 24)).costs(image, logits)
+    smallest = bounds(costs, labels, IGNORE, EPS).smallest
+    assert {measure for measure, _ in smallest} == set(Measure) - {Measure.MEAN_IOU}
+    looked = 0
+    for (measure, cls), distances in smallest.items():
+        for drop, distance in zip(DROPS, distances.tolist(), strict=True):
+            if not math.isfinite(distance) or distance == 0.0:
+                continue
+            around = torch.tensor([distance * (1 - 1e-4), distance * (1 + 1e-4)], dtype=torch.float64)
+            near = bounds(costs, labels, IGNORE, around, smallest=False)
+            clean = dataset.clean(measure, cls, [near.clean])
+            lost = [abs(clean - dataset.certified(measure, cls, [near], e)) for e in range(2)]
+            assert lost[0] < drop - 1e-9 or measure is Measure.COMPONENTS
+            assert lost[1] >= drop - 1e-9 or measure is Measure.COMPONENTS
+            looked += 1
+    assert looked > 10
