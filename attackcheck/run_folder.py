@@ -46,7 +46,7 @@ try:
 except ImportError:  # no such locks on this system: two runs in one folder are then the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Run", "RunFolder", "folder_of_shard", "is_run", "name_of_part", "read_run"]
+__all__ = ["Run", "RunFolder", "earlier_run", "folder_of_shard", "is_run", "name_of_part", "read_run"]
 
 FORMAT, VERSION = "attackcheck run", 1
 RUN, AUDIT, WITNESS, SUMMARY, VIOLATIONS, PARTS, EXAMPLES = (
@@ -341,6 +341,17 @@ def read_run(path: str | Path) -> Run:
     if not is_run(path):
         raise InputError(f"expected the folder of a run, found no {RUN} in {path}")
     return Run(path, read_json(path / RUN))
+
+
+def earlier_run(path: Path, header: Header, identity: Mapping[str, Any]) -> Run:
+    """What :class:`RunFolder` would go on with in this folder, only to be read.
+
+    Raises:
+        InputError: if the folder holds another run, or it is damaged.
+    """
+    description = read_json(path / RUN)
+    _check_same(path, description, identity, header)
+    return Run(path, description)
 
 
 def is_run(path: Path) -> bool:
