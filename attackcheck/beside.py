@@ -22,6 +22,9 @@ __all__ = ["Beside", "Scope", "beside_attacks"]
 TELLING = 4
 """Points of a group that are shown to the whole image alone, as a rule."""
 
+JUDGED, JUDGED_OF_MAPS = 3, 4
+"""Points of other kinds than PIXEL that are judged in an image, as a rule, and more where maps are attacked."""
+
 CHECKS = 9
 """Forward passes of the checks of the first image, about."""
 
@@ -97,7 +100,8 @@ def _judging(scope: Scope, exact: Exact) -> float:
         near = min(1.0, 6 * scope.crops.height * scope.crops.width / math.prod(scope.size))
     point = exact.logits + near * (exact.error + (exact.logits if near < 1.0 else 0.0))
     paired = any(registry.get(stage.attack).paired for stage in scope.stages)
-    return (2.0 if alone else 3.0) * point + (2 * (exact.logits + exact.error) if paired else 0.0)
+    points = JUDGED + (JUDGED_OF_MAPS if any(stage.objective == "map" for stage in scope.stages) else 0)
+    return points * point + (2 * (exact.logits + exact.error) if paired else 0.0)
 
 
 def _confirmed(scope: Scope, crops: Windows, aimed: int, whole: Pass, recording: float) -> float:

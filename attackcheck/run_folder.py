@@ -38,7 +38,7 @@ from attackcheck.parts import METRICS, TRIAL, Part
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.sharding import owns, share
-from attackcheck.summing import Header, sum_up
+from attackcheck.summing import Header, Sums, sum_up
 from attackcheck.tally import Tally
 
 try:
@@ -142,15 +142,17 @@ class Run:
         audit = self.audit
         if audit is not None:
             yield Audited(audit)
-        tallies, released = {}, Tally(header.ignore)
+        tallies: dict[int, Tally] = {}
+        sums = Sums(header.ignore, numbers)
         seconds = 0.0 if audit is None else audit.seconds
         for part in self._all():
             yield PartFinished(part, restored=True)
-            tallies[part.number] = part.tally.without_maps(released)
+            tallies[part.number] = part.tally
+            sums.release(part.number, tallies)
             seconds += part.seconds
         missing = len(self.missing)
         stopped = f"{missing} of {header.images} images are missing" if missing else None
-        report = sum_up(header, tallies, seconds=seconds, stopped=stopped, audit=audit, released=released)
+        report = sum_up(header, tallies, seconds=seconds, stopped=stopped, audit=audit, sums=sums)
         yield RunFinished(
             replace(
                 report,
