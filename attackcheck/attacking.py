@@ -14,7 +14,7 @@ from attackcheck.attacks import registry
 from attackcheck.attacks._refine import bisect
 from attackcheck.attacks._rows import of_rows
 from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
-from attackcheck.attacks.plans import Stage
+from attackcheck.attacks.plans import Plan, Stage
 from attackcheck.certainty import Scene
 from attackcheck.claims import Claim
 from attackcheck.crop_probe import CropProbe
@@ -29,7 +29,7 @@ from attackcheck.selection import seed_of
 from attackcheck.subject import Model, Settings
 from attackcheck.tally import Tally
 
-__all__ = ["BLIND", "Attacker", "ImageWork", "Unit", "usual_rows"]
+__all__ = ["BLIND", "Attacker", "ImageWork", "Unit", "stages_that_run", "usual_rows"]
 
 SLOT_BYTES = 2**28
 """Memory for the closest points of the pixels under attack; more pixels are attacked in groups."""
@@ -101,10 +101,8 @@ class Attacker:
         """All units of an image: sets first, while the first group of pixels is aimed at, then :meth:`pixel_units`."""
         groups = self.groups(work, work.pixels)
         target = self._settings.target
-        for stage in self._settings.plan.stages:
+        for stage in stages_that_run(self._settings.plan, self._claim):
             places: Sequence[Region | None] = work.regions if stage.objective == "region" else [None]
-            if self._claim.single_constant and registry.get(stage.attack).about_pixels:
-                continue  # no pixel moves further than the map, and nothing more is claimed of it
             if stage.objective != "pixel":
                 for place in places:
                     for eps in stage.eps or (None,):
@@ -293,6 +291,11 @@ class Attacker:
         if eps is not None:
             options["eps"] = eps
         return options
+
+
+def stages_that_run(plan: Plan, claim: Claim) -> list[Stage]:
+    """All but ascents on single pixels where one constant bounds the map: no pixel moves further than the map."""
+    return [s for s in plan.stages if not (claim.single_constant and registry.get(s.attack).about_pixels)]
 
 
 def usual_rows(settings: Settings, image: tuple[int, int], crop: tuple[int, int] | None) -> int:

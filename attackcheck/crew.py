@@ -17,6 +17,7 @@ from attackcheck.examination import Bench, Enough, StopEarly
 from attackcheck.parts import Part
 from attackcheck.recheck import Verdict
 from attackcheck.subject import Images, Settings, Subject
+from attackcheck.summing import Sums
 from attackcheck.tally import Tally
 
 __all__ = ["INTERRUPTED", "Alone", "Crew", "Happened", "SideBySide", "Work", "local_crew", "noted"]
@@ -34,9 +35,10 @@ class Work:
         settings: after how many violations, and how many seconds, to stop.
         ignore: the label that counts for nothing.
         maps: keep the maps of all images for the report; otherwise memory does not grow with the images.
+        numbers: of all images of the run, ascending.
     """
 
-    def __init__(self, settings: Settings, ignore: int, *, maps: bool = True) -> None:
+    def __init__(self, settings: Settings, ignore: int, *, maps: bool = True, numbers: Sequence[int] = ()) -> None:
         self._settings = settings
         self._ignore = ignore
         self._start = time.perf_counter()
@@ -44,8 +46,14 @@ class Work:
         self._masked = False
         self._maps = maps
         self.tallies: dict[int, Tally] = {}
-        self.released = Tally(ignore)
+        self.sums = Sums(ignore, numbers)
         self.stop: str | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether there is anything to report."""
+        known = [self.sums.begun, *self.tallies.values()]
+        return any(tally.images or tally.findings for tally in known)
 
     @property
     def seconds(self) -> float:
@@ -85,7 +93,8 @@ class Work:
     def release(self, part: Part) -> None:
         """A part was reported: what the report does not need of it is forgotten."""
         if not self._maps:
-            self.tallies[part.number] = part.tally.without_maps(self.released)
+            self.tallies[part.number] = part.tally
+            self.sums.release(part.number, self.tallies)
 
     def passed_on(self, happened: Happened, sources: int) -> Iterator[Event]:
         """What goes on elsewhere, until all sources have ended; then the first error of any is raised.

@@ -31,7 +31,7 @@ from attackcheck.lipschitz.evidence import with_counterexample
 from attackcheck.lipschitz.findings import AuditReport
 from attackcheck.parts import METRICS, TRIAL, Part
 from attackcheck.probe import Kind
-from attackcheck.report import Report
+from attackcheck.report import Report, Violation
 from attackcheck.selection import HOW
 from attackcheck.sharding import owns, share
 from attackcheck.subject import Images, Settings, Subject
@@ -92,10 +92,10 @@ class _Run:
         self._subject = subject
         self._data = data
         self._settings = settings
-        self._work = Work(settings, data.ignore, maps=maps)
         self._past = past
         self._done: set[int] = set()
         self._numbers = share(len(data), settings.shard) if settings.image is None else (settings.image,)
+        self._work = Work(settings, data.ignore, maps=maps, numbers=self._numbers)
         self._seconds = 0.0  # that earlier runs took
         self._audit: AuditReport | None = None
         self._crew = local_crew(subject, data, settings, len(self._numbers)) if crew is None else crew
@@ -126,7 +126,7 @@ class _Run:
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         except (Exception, SystemExit) as error:
-            if not any(tally.images or tally.findings for tally in self._work.tallies.values()):
+            if not self._work.found:
                 raise  # nothing was found yet
             stopped = str(error) if isinstance(error, InputError) else in_one_line(error)
             failed = True
@@ -140,6 +140,7 @@ class _Run:
         past = self._past
         if past is None:
             return
+        findings: list[Violation] = []
         for number in past.numbers:
             part = past.part(number)
             if part is None:
@@ -149,8 +150,8 @@ class _Run:
             self._work.tallies[number] = part.tally
             self._seconds += part.seconds
             yield PartFinished(part, restored=True)
+            findings += part.tally.findings
             self._work.release(part)
-        findings = [finding for number in sorted(self._done) for finding in self._work.tallies[number].findings]
         yield from self._work.counted(Finding(finding) for finding in findings)
 
     def _audited(self) -> Iterator[Event]:
@@ -231,7 +232,7 @@ class _Run:
             stopped=stopped,
             failed=failed,
             audit=self._audit,
-            released=self._work.released,
+            sums=self._work.sums,
         )
 
 

@@ -19,10 +19,9 @@ from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Plan, Stage
 from attackcheck.certainty import Scene
 from attackcheck.claims import LipschitzClaim
-from attackcheck.crops import Crops
-from attackcheck.probe import Probe
 from attackcheck.receptive import Field, Windows
 from attackcheck.regions import Region
+from attackcheck.rehearsal import work_on
 from attackcheck.subject import Settings
 from attackcheck.tally import Tally
 
@@ -180,45 +179,27 @@ class _Dummy:
         predicted = logits[0].argmax(dim=0).cpu()
         if settings.target is not None:  # a pixel of that class is no work
             predicted = torch.where(predicted == settings.target, (settings.target + 1) % len(logits[0]), predicted)
-        nothing = torch.zeros(len(logits[0]), dtype=torch.float64)
-        scene = Scene(
-            index=0,
-            image=image.cpu(),
-            deployed=logits[0].cpu(),
-            reference=logits[0].cpu().double(),
-            error=nothing,
-            norm_error=0.0,
-            predicted=predicted,
-            radius=radius.cpu(),
-            rounding=torch.zeros_like(radius).cpu(),
-        )
-        probe = Probe(self, image, logits[0], radius, claim)
         region = torch.zeros(tall, wide, dtype=torch.bool)
         region[tall // 4 : tall // 2 + 1, wide // 4 : wide // 2 + 1] = True
         places = torch.randperm(tall * wide, generator=generator)[:rows]
         places = places.repeat(math.ceil(rows / len(places)))[:rows]
         pixels = torch.stack([places // wide, places % wide], dim=1)
-        seen: Crops | None = None
+        seen: Windows | None = None
         if crops:
             field = Field(height // 2, height // 2, width // 2, width // 2, 1)
             tops = (torch.arange(tall) - height // 2).clamp(0, tall - height)
             lefts = (torch.arange(wide) - width // 2).clamp(0, wide - width)
-            seen = Crops(probe, Windows(height, width, tops, lefts, field), nothing.float() + 1.0)
-        false = torch.zeros(tall, wide, dtype=torch.bool)
-        work = ImageWork(
-            index=0,
-            name="dummy",
-            image=image,
-            labels=None,
-            logits=logits[0],
-            scene=scene,
-            probe=probe,
-            pixels=pixels,
+            seen = Windows(height, width, tops, lefts, field)
+        work = work_on(
+            self,
+            claim,
+            image,
+            logits[0],
+            radius,
+            pixels,
+            predicted=predicted,
             regions=[Region("dummy", region.to(image.device))],
-            attacked=false.clone(),
-            masked=false.clone(),
-            class_after=torch.full((tall, wide), -1, dtype=torch.int16),
-            crops=seen,
+            windows=seen,
         )
         return work, pixels
 

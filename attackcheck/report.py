@@ -25,7 +25,7 @@ STUCK = "gradient masked and never flipped"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be several for each of very many images
 class Violation:
     """One finding of the judge: a violation, or what a proposal came to instead.
 
@@ -75,7 +75,7 @@ class AttackSummary:
     expansion: float  # largest ratio of the logits' movement to what the claim permits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RegionResult:
     """A region under attack: its joint distance (inf: not claimed) against the best perturbation found."""
 

@@ -38,7 +38,7 @@ from attackcheck.parts import METRICS, TRIAL, Part
 from attackcheck.recheck import Verdict
 from attackcheck.report import Report
 from attackcheck.sharding import owns, share
-from attackcheck.summing import Header, sum_up
+from attackcheck.summing import Header, Sums, sum_up
 from attackcheck.tally import Tally
 
 try:
@@ -46,7 +46,7 @@ try:
 except ImportError:  # no such locks on this system: two runs in one folder are then the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Run", "RunFolder", "folder_of_shard", "is_run", "name_of_part", "read_run"]
+__all__ = ["Run", "RunFolder", "earlier_run", "folder_of_shard", "is_run", "name_of_part", "read_run"]
 
 FORMAT, VERSION = "attackcheck run", 1
 RUN, AUDIT, WITNESS, SUMMARY, VIOLATIONS, PARTS, EXAMPLES = (
@@ -142,15 +142,17 @@ class Run:
         audit = self.audit
         if audit is not None:
             yield Audited(audit)
-        tallies, released = {}, Tally(header.ignore)
+        tallies: dict[int, Tally] = {}
+        sums = Sums(header.ignore, numbers)
         seconds = 0.0 if audit is None else audit.seconds
         for part in self._all():
             yield PartFinished(part, restored=True)
-            tallies[part.number] = part.tally.without_maps(released)
+            tallies[part.number] = part.tally
+            sums.release(part.number, tallies)
             seconds += part.seconds
         missing = len(self.missing)
         stopped = f"{missing} of {header.images} images are missing" if missing else None
-        report = sum_up(header, tallies, seconds=seconds, stopped=stopped, audit=audit, released=released)
+        report = sum_up(header, tallies, seconds=seconds, stopped=stopped, audit=audit, sums=sums)
         yield RunFinished(
             replace(
                 report,
@@ -341,6 +343,17 @@ def read_run(path: str | Path) -> Run:
     if not is_run(path):
         raise InputError(f"expected the folder of a run, found no {RUN} in {path}")
     return Run(path, read_json(path / RUN))
+
+
+def earlier_run(path: Path, header: Header, identity: Mapping[str, Any]) -> Run:
+    """What :class:`RunFolder` would go on with in this folder, only to be read.
+
+    Raises:
+        InputError: if the folder holds another run, or it is damaged.
+    """
+    description = read_json(path / RUN)
+    _check_same(path, description, identity, header)
+    return Run(path, description)
 
 
 def is_run(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from attackcheck.recheck import Verdict
 from attackcheck.report import Report, Violation
 from attackcheck.tally import Tally
 
-__all__ = ["Header", "sum_up"]
+__all__ = ["Header", "Sums", "sum_up"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,37 @@ class Header:
     shard: tuple[int, int] | None = None
 
 
+class Sums:
+    """Tallies of the parts of a run, without maps, of which no more is kept than what the report shows.
+
+    A part is added up, and its own tally forgotten, as soon as every image before it is: the sums are those of
+    :func:`sum_up`, to the last bit, in whatever order the parts come.
+
+    Args:
+        ignore: the label that counts for nothing.
+        order: numbers of the images that are to come, ascending. Other parts are kept.
+    """
+
+    def __init__(self, ignore: int, order: Iterable[int]) -> None:
+        self._left = deque(order)
+        self._ready: set[int] = set()
+        self.released = Tally(ignore)  # of all parts: what may be added up in any order
+        self.begun = Tally(ignore)  # of the first images
+        self.numbers = array("q")  # of these that were examined
+
+    def release(self, number: int, tallies: dict[int, Tally]) -> None:
+        """A part was reported: its tally loses its maps, and goes out of ``tallies`` where its turn has come."""
+        tallies[number] = tallies[number].without_maps(self.released)
+        self._ready.add(number)
+        while self._left and self._left[0] in self._ready:
+            following = self._left.popleft()
+            self._ready.remove(following)
+            tally = tallies.pop(following)
+            if tally.images:
+                self.numbers.append(following)
+            self.begun.extend(tally)
+
+
 def sum_up(
     header: Header,
     tallies: Mapping[int, Tally],
@@ -40,14 +73,18 @@ def sum_up(
     stopped: str | None = None,
     failed: bool = False,
     audit: AuditReport | None = None,
-    released: Tally | None = None,
+    sums: Sums | None = None,
 ) -> Report:
-    """One report over the tallies of all parts, in the order of their numbers, and what they have released."""
-    tally = Tally(header.ignore)
-    if released is not None:
-        tally.extend(released)
+    """One report over the tallies of all parts, in the order of their numbers, and what was added up of them before."""
+    tally, first = Tally(header.ignore), Sums(header.ignore, ()) if sums is None else sums
+    tally.extend(first.released)
     for number in sorted(tallies):
-        tally.extend(tallies[number])
+        if number < 0:  # what comes before all images
+            tally.extend(tallies[number])
+    tally.extend(first.begun)
+    for number in sorted(tallies):
+        if number >= 0:
+            tally.extend(tallies[number])
     rate = _rate(header, tally)
     broken = [] if rate is None or not rate.refuted else [_broken(header, rate)]
     return Report(
@@ -74,7 +111,7 @@ def sum_up(
         stopped=stopped,
         failed=failed,
         audit=audit,
-        numbers=tuple(number for number in sorted(tallies) if tallies[number].images),
+        numbers=(*first.numbers, *(number for number in sorted(tallies) if tallies[number].images)),
         shard=header.shard,
         warnings=tuple(tally.warnings),
         rate=rate,

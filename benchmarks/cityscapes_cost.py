@@ -23,8 +23,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attackcheck.attacks import registry
+from attackcheck.attacking import stages_that_run
 from attackcheck.attacks.plans import plan
+from attackcheck.claims import LipschitzClaim
 from attackcheck.models.networks import SIZES, build, export
 from attackcheck.passes import count_passes
 from attackcheck.receptive import measure_field, windows
@@ -85,8 +86,8 @@ def main() -> None:
     for name in ("quick", "standard"):
         settings = Settings(plan=plan(name))
         once, each, some = 0.0, 0.0, []
-        for stage in settings.plan.stages:
-            if registry.get(stage.attack).about_pixels or stage.unflipped:
+        for stage in stages_that_run(settings.plan, LipschitzClaim(1.0)):
+            if stage.unflipped:
                 continue
             pixel = stage.objective == "pixel"
             place = crop if pixel else (HEIGHT, WIDTH)

@@ -60,6 +60,7 @@ HELD_OUT = (
     Setting("one attack", "isounet-xs", (64, 128), 1, "cw", 16),
     Setting("a target in a box", "isounet-xs", (64, 128), 1, "linearised,ddn", 24, {"target": 2, "box": (0.0, 1.0)}),
     Setting("whole images", "field-13", (96, 128), 1, "quick", 48, {"crops": False}),
+    Setting("images and regions", "isounet-xs", (64, 128), 1, "cutting,guided,pgd", 8),
     Setting("larger network", "lipnet-m1", (128, 128), 1, "quick", 8),
     Setting("image attacks", "lipnet-m1", (128, 256), 1, "guided", 1),
     Setting("an eighth of full size", "lipnet-m1", (512, 512), 1, "quick", 8),

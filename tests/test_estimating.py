@@ -135,6 +135,70 @@ def test_images_and_budgets_count_once_each():
     assert side.seconds == pytest.approx(few.seconds, rel=1e-6)
 
 
+class Bent(nn.Module):
+    """Logits that bend wherever the image is bright: half of the pixels are descended again, or none."""
+
+    def __init__(self, bend):
+        super().__init__()
+        self.bend = bend
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+        self.eval()
+
+    def forward(self, images):
+        logits = self.layer(images)
+        return logits + self.bend * torch.sin(40 * logits)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.05])
+def test_pixels_that_are_descended_again_are_foreseen(bend):
+    stage = Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 16})
+    images = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(2))
+    subject, data = Subject(Bent(bend), ac.LipschitzClaim(60.0), {}), ArrayImages(images)
+    settings = Settings(plan=Plan("again", (stage,)), pixels=40, audit=False)
+    before = estimate(subject, data, settings)
+    *_, last = run(subject, data, settings)
+    attack = last.report.attacks[0]
+    assert (before.forward, before.backward) == (attack.forward, attack.backward)
+    least = 40 * (2 + 2 * 2 + 16 + 6 + 4)
+    assert attack.forward == least if not bend else attack.forward > 1.2 * least
+
+
+def test_what_an_earlier_run_has_done_is_not_counted(tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", images=np.random.default_rng(0).random((5, 3, 16, 16), dtype=np.float32))
+    source = tmp_path / "small.py"
+    source.write_text(
+        "import torch\ndef model():\n    torch.manual_seed(0)\n    return torch.nn.Conv2d(3, 4, 3, padding=1).eval()\n"
+    )
+    command = ["verify", "--model", f"{source}:model", "--data", f"arrays:{tmp_path / 'data.npz'}", "--lipschitz", "9"]
+    command += ["--pixels", "3", "--plan", "quick", "--out", str(tmp_path / "out"), "--threads", "1"]
+
+    def estimated(*more):
+        assert main([*command, *more, "--estimate", "--json", str(tmp_path / "found.json")]) == 0
+        return json.loads((tmp_path / "found.json").read_text())["estimate"]
+
+    whole = estimated()
+    assert (whole["images"], whole["done"]) == (5, 0)
+    assert main(command) == 0
+    parts = tmp_path / "out" / "parts"
+    for number in (1, 3):
+        (parts / f"image-{number:06d}.npz").unlink()
+    capsys.readouterr()
+    some = estimated()
+    assert (some["images"], some["done"]) == (2, 3)
+    assert "3 images are done in that folder" in capsys.readouterr().out
+    assert some["forward"] == pytest.approx(whole["forward"] * 2 / 5)
+    assert "audit of the weights" not in some["once"]
+    assert main(command) == 0
+    none = estimated()
+    assert (none["images"], none["done"], none["forward"], none["seconds"]) == (0, 5, 0, 0)
+    capsys.readouterr()
+    assert main([*command, "--seed", "7", "--estimate"]) == 2
+    assert "holds a run of" in capsys.readouterr().err
+
+
 def test_a_linear_attack_is_counted_as_its_docstring_says():
     settings = Settings(plan=MANY)
     stage = Stage("ddn", options={"steps": 12, "refine": 5, "classes": 3})

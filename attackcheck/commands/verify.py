@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attackcheck.commands.case import add_case_arguments, only, pixel_of
 from attackcheck.commands.sources import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from attackcheck.report import Report
     from attackcheck.run_folder import RunFolder
     from attackcheck.subject import Images, Settings, Subject
+    from attackcheck.summing import Header
 
 __all__ = ["add_arguments"]
 
@@ -199,10 +200,15 @@ def _estimate(arguments: argparse.Namespace, settings: Settings, data: Images) -
     from attackcheck.estimating import estimate
     from attackcheck.reporters.estimates import print_estimate
     from attackcheck.reporters.json import checked_target, write_json
+    from attackcheck.run_folder import Run, earlier_run, folder_of_shard, is_run
 
     target = None if arguments.json is None else checked_target(arguments.json)
     subject = _Source(arguments)(lambda: data[0].image)
-    found = estimate(subject, data, settings)
+    past: Run | None = None
+    if arguments.out is not None and is_run(folder_of_shard(Path(arguments.out), settings.shard)):
+        path, header, identity, _ = _identified(arguments, subject, data, settings)
+        past = earlier_run(path, header, identity)
+    found = estimate(subject, data, settings, past)
     if arguments.json != "-":
         print_estimate(found, Console())
     if arguments.json is not None:
@@ -211,15 +217,23 @@ def _estimate(arguments: argparse.Namespace, settings: Settings, data: Images) -
 
 
 def _folder(arguments: argparse.Namespace, subject: Subject, data: Images, settings: Settings) -> RunFolder:
-    from attackcheck.engine import header_of
-    from attackcheck.identity import identity_of, listed
-    from attackcheck.run_folder import RunFolder, folder_of_shard
+    from attackcheck.run_folder import RunFolder
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+    return RunFolder(*_identified(arguments, subject, data, settings), options)
+
+
+def _identified(
+    arguments: argparse.Namespace, subject: Subject, data: Images, settings: Settings
+) -> tuple[Path, Header, dict[str, Any], list[dict[str, Any]]]:
+    """The folder of this run, and what it must say to be this run's."""
+    from attackcheck.engine import header_of
+    from attackcheck.identity import identity_of, listed
+    from attackcheck.run_folder import folder_of_shard
+
     images = listed(data)
     identity = identity_of(subject, data, settings, images)
-    path = folder_of_shard(Path(arguments.out), settings.shard)
-    return RunFolder(path, header_of(subject, data, settings), identity, images, options)
+    return folder_of_shard(Path(arguments.out), settings.shard), header_of(subject, data, settings), identity, images
 
 
 def _to_the_end(events: Iterator[Event], reporters: list[Callable[[Event], None]]) -> Iterator[Event]:

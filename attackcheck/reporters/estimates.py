@@ -26,6 +26,8 @@ def print_estimate(found: Estimate, console: Console) -> None:
     for name, seconds in found.once.items():
         table.add_row(name, "once", "", "", "", "", duration(seconds))
     console.print(table)
+    if found.done:
+        console.print(f"{found.done} images are done in that folder: only what is left is counted.", soft_wrap=True)
     seen = "whole images" if found.crop is None else f"crops of {found.crop[0]}x{found.crop[1]}"
     beside = "" if found.workers == 1 else f", {found.workers} images side by side"
     memory = size(found.memory)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element, SubElement, fromstring, indent, tostring
+from zlib import compress, decompress
 
 from attackcheck.errors import InputError, printable
 from attackcheck.events import Event, PartFinished, RunFinished
@@ -14,6 +16,9 @@ from attackcheck.reporters.json import checked_target, write_whole
 from attackcheck.reporters.tables import counted
 
 __all__ = ["JunitReporter"]
+
+LOOSE = 256
+"""Suites that are kept as they are before they are compressed."""
 
 
 class JunitReporter:
@@ -31,12 +36,12 @@ class JunitReporter:
         if path is None:
             raise InputError("expected --junit to name a file, got '-'")
         self._path = path
-        self._suites: dict[int, bytes] = {}  # a tenth of what elements take
+        self._suites = _Suites()
 
     def __call__(self, event: Event) -> None:
         """Keep a suite for each part; write at the end."""
         if isinstance(event, PartFinished):
-            self._suites[event.part.number] = tostring(_suite_of(event.part))
+            self._suites.add(event.part.number, tostring(_suite_of(event.part)))
         elif isinstance(event, RunFinished):
             self._write(event.report)
 
@@ -49,7 +54,7 @@ class JunitReporter:
                 failure = SubElement(case, "failure", type=report.audit.verdict.name)
                 failure.set("message", printable(report.audit.sentence))
             root.append(_counted(suite))
-        root.extend(fromstring(self._suites[number]) for number in sorted(self._suites))
+        root.extend(map(fromstring, self._suites.in_order()))
         if report.stopped is not None:
             suite = _suite("run")
             case = _case(suite, "run", "complete", 0.0)
@@ -64,6 +69,28 @@ class JunitReporter:
             write_whole(self._path, text)
         except OSError as error:
             raise InputError(f"could not write {self._path}: {error.strerror or error}") from None
+
+
+class _Suites:
+    """Texts by number, compressed where they are many: each is much like the others."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+        self._loose: list[bytes] = []
+        self._blocks: list[bytes] = []
+
+    def add(self, number: int, text: bytes) -> None:
+        self._numbers.append(number)
+        self._loose.append(text)
+        if len(self._loose) >= LOOSE:
+            self._blocks.append(compress(b"\0".join(self._loose)))  # which no XML contains
+            self._loose = []
+
+    def in_order(self) -> Iterator[bytes]:
+        """The last one of each number."""
+        texts = [text for block in self._blocks for text in decompress(block).split(b"\0")] + self._loose
+        last = dict(zip(self._numbers, texts, strict=True))
+        return (last[number] for number in sorted(last))
 
 
 def _suite_of(part: Part) -> Element:
