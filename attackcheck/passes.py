@@ -17,7 +17,6 @@ from torch import Tensor
 from attackcheck.attacking import Attacker, ImageWork, Unit
 from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Plan, Stage
-from attackcheck.certainty import Scene
 from attackcheck.claims import LipschitzClaim
 from attackcheck.receptive import Field, Windows
 from attackcheck.regions import Region

@@ -17,11 +17,11 @@ from torch import Tensor
 from attackcheck.attacking import Attacker, ImageWork, Unit
 from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Stage
+from attackcheck.certainty import Scene
 from attackcheck.claims import Claim
 from attackcheck.crops import Crops
 from attackcheck.probe import Probe
 from attackcheck.receptive import Windows
-from attackcheck.recheck import Scene
 from attackcheck.regions import Region
 from attackcheck.subject import Settings
 from attackcheck.tally import Tally
