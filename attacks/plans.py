@@ -23,7 +23,7 @@ from attackcheck.errors import InputError
 
 from . import registry
 
-__all__ = ["Plan", "Stage", "plan", "plan_of_attacks"]
+__all__ = ["Plan", "Stage", "plan", "plan_of_attacks", "with_regions"]
 
 _GIVEN = {"model", "images", "objective", "box", "generator", "eps"}  # what the engine passes, not the plan
 
@@ -105,10 +105,10 @@ class Plan:
 
 def _quick() -> tuple[Stage, ...]:
     # five turns instead of a longer search along the first ray: as many passes, a tenth of the excess distance
-    return (
-        Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 2}),
-        Stage("cutting", objective="region", options={"steps": 7, "planes": 7, "refine": 3}),
-    )
+    return (Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 2}),)
+
+
+_QUICK_REGIONS = Stage("cutting", objective="region", options={"steps": 7, "planes": 7, "refine": 3})
 
 
 def _standard() -> tuple[Stage, ...]:
@@ -233,3 +233,19 @@ def plan_of_attacks(names: Sequence[str]) -> Plan:
         objective = alone if attack.flips else "map"
         stages.append(Stage(name, objective, eps=_BUDGETS if fixed else ()))
     return Plan(",".join(names), tuple(stages))
+
+
+def with_regions(chosen: Plan) -> Plan:
+    """The plan, with region stages where it has none: for whoever asks for regions.
+
+    Raises:
+        InputError: if none of its attacks takes regions.
+    """
+    if any(stage.objective == "region" for stage in chosen.stages):
+        return chosen
+    if chosen == plan("quick"):
+        return Plan(chosen.name, (*chosen.stages, _QUICK_REGIONS))
+    names = {s.attack: None for s in chosen.stages if "region" in registry.get(s.attack).objectives and not s.eps}
+    if not names:
+        raise InputError(f"expected an attack that takes regions in the plan {chosen.name!r}, such as ddn; found none")
+    return Plan(chosen.name, (*chosen.stages, *(Stage(name, "region") for name in names)))

@@ -27,7 +27,6 @@ from attackcheck.on_ray.cluster import read_engine
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attackcheck.attacks.plans import Plan
     from attackcheck.crew import Crew
     from attackcheck.events import Event
     from attackcheck.report import Report
@@ -262,7 +261,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         raise InputError(f"expected --out to be a folder, {arguments.out} is a file")
     import torch
 
-    from attackcheck.attacks.plans import plan, plan_of_attacks
+    from attackcheck.attacks.plans import plan, plan_of_attacks, with_regions
     from attackcheck.models.datasets import load_data
     from attackcheck.regions import parse_region
     from attackcheck.selection import read_pixels
@@ -285,7 +284,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
     if arguments.attack is not None:
         chosen = plan_of_attacks([name.strip() for name in arguments.attack.split(",") if name.strip()])
     if arguments.region:
-        chosen = _with_regions(chosen)
+        chosen = with_regions(chosen)
     data: Images = load_data(arguments.data)
     if arguments.images is not None:
         data = First(data, arguments.images)
@@ -348,20 +347,6 @@ def _on_ray(subject: Subject, data: Images, settings: Settings, source: _Source,
     from attackcheck.on_ray.crew import RayCrew
 
     return RayCrew(subject, data, settings, source, address=address, limit=source.arguments.threads)
-
-
-def _with_regions(chosen: Plan) -> Plan:
-    """The plan, with a region stage for its attacks where it has none: the user asked for regions."""
-    from attackcheck.attacks import registry
-    from attackcheck.attacks.plans import Plan, Stage
-
-    if any(stage.objective == "region" for stage in chosen.stages):
-        return chosen
-    names = {s.attack: None for s in chosen.stages if "region" in registry.get(s.attack).objectives and not s.eps}
-    extra = tuple(Stage(name, "region") for name in names)
-    if not extra:
-        raise InputError(f"expected an attack that takes regions in the plan {chosen.name!r}, such as ddn; found none")
-    return Plan(chosen.name, (*chosen.stages, *extra))
 
 
 def _seconds(text: str | None) -> float | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attackcheck.attacks import RegionFlip, registry
-from attackcheck.attacks.plans import Stage, plan
+from attackcheck.attacks.plans import Stage, plan, with_regions
 from attackcheck.regions import Region, RegionRequest
 
 from .dense import DenseView, RegionTape
@@ -126,7 +126,7 @@ PEERS: dict[str, tuple[str, Callable[[Stretch], None]]] = {
 
 
 def _stages(name: str) -> tuple[Stage, ...]:
-    minimal = (s for s in plan(name).stages if s.objective == "region" and not s.eps)
+    minimal = (s for s in with_regions(plan(name)).stages if s.objective == "region" and not s.eps)
     return tuple(minimal)
 
 

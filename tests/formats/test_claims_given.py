@@ -112,7 +112,7 @@ def test_a_constant_beside_the_logits_that_is_too_small_is_found_and_replayed(pl
     import shlex
 
     assert verify("nets.py:small") == 1
-    line = next(line for line in capsys.readouterr().out.splitlines() if "attackcheck replay" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("attackcheck replay"))
     assert main(shlex.split(line.strip())[1:]) == 1
     assert verify("nets.py:small", "--lipschitz", "1") == 0  # another claim about the same logits
     assert main(["audit", "nets.py:small", "--input-shape", "3,6,6"]) == 1
