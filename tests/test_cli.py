@@ -155,7 +155,7 @@ def test_radii_from_a_file(place, capsys):
     np.savez("wrong.npz", radii=radii * 1.2)
     assert verify("nets.py:bare", "--radii", "sound.npz") == 0
     assert verify("nets.py:bare", "--radii", "wrong.npz") == 1
-    line = next(line for line in capsys.readouterr().out.splitlines() if "attackcheck replay" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("attackcheck replay"))
     assert main(shlex.split(line.strip())[1:]) == 1
 
 

@@ -303,7 +303,7 @@ def test_arguments_of_a_factory(place, given, capsys):
     Path("args.toml").write_text("width = 6\n")
     torch.save(place(6).state_dict(), "w.pt")
     assert verify("w.pt", "--model", "nets.py:net", "--model-args", given, "--lipschitz", "0.001") == 1
-    line = next(line for line in capsys.readouterr().out.splitlines() if "attackcheck replay" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("attackcheck replay"))
     assert main(shlex.split(line.strip())[1:]) == 1  # the command has the arguments
 
 

@@ -44,7 +44,7 @@ def test_merged_shards_are_the_whole_run_bit_for_bit(verify, shards, plain):
 @pytest.mark.slow
 def test_replay_commands_of_a_merged_run_work(verify, shards, capsys):
     assert main(["merge", "shards", "--out", "merged"]) == 1
-    line = next(line for line in capsys.readouterr().out.splitlines() if "attackcheck replay" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("attackcheck replay"))
     assert main(line.split()[1:]) == 1
 
 
