@@ -1,13 +1,13 @@
 """A training step: its time, the share of it that goes into orthogonal matrices, and the memory it takes.
 
-    python benchmarks/step.py [--only NAME,...] [--steps N] [--json FILE]
+    python benchmarks/step.py [--only NAME,...] [--steps N] [--batch N] [--json FILE]
 
 CPU time of one thread, the median over steps after a first one that is left out. A step is everything that
 `attackcheck train` does with a batch that has been read: forward, loss, backward, AdamW. `matrices` is the computing
 of all kernels from the raw parameters, forwards and backwards, timed by itself in turns with the steps. `plain` is the
 same step of the same structure of ordinary convolutions, and `bf16` the step with convolutions in bfloat16. Peak memory
 is that of a process of its own, so that it is not a neighbour's. `kvasir`, `pets` and `cityscapes` are the presets of
-`attackcheck train` at their full size, on random pictures.
+`attackcheck train` at their full size, on random pictures; `--batch` takes fewer of them at a time.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ def seconds(run: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def measured(name: str, steps: int) -> dict[str, object]:
+def measured(name: str, steps: int, pictures: int | None) -> dict[str, object]:
     """One case, in a process of its own."""
     torch.set_num_threads(1)
     family, size, classes, batch, (height, width) = cases()[name]
+    batch = batch if pictures is None else pictures
     config = dataclasses.replace(SIZES[family][size], classes=classes)
     images = torch.rand(batch, 3, height, width)
     labels = torch.randint(0, classes, (batch, height, width))
@@ -110,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="cases whose names begin with one of these words")
     parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--batch", type=int, metavar="N", help="pictures in a batch, of all cases")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     chosen = [name for name in cases() if arguments.only is None or name.startswith(tuple(arguments.only.split(",")))]
@@ -117,7 +119,7 @@ def main() -> None:
     rows = []
     for name in chosen:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(measured, (name, arguments.steps))
+            row = pool.apply(measured, (name, arguments.steps, arguments.batch))
         rows.append(row)
         relative = [row["plain"] / row["step"], row["bf16"] / row["step"]]
         print(

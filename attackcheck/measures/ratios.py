@@ -48,8 +48,8 @@ def frontier(breaking: Ladder, making: Ladder, eps: Tensor) -> list[Pairs]:
         breaking: costs of this class's true positives.
         making: costs of turning pixels of other classes into this one.
     """
-    highest = float(eps.max()) ** 2 * max(breaking.slack, making.slack) ** 2 if len(eps) else 0.0
-    making = making.up_to(highest)
+    budgets = (eps.double().square() * (max(breaking.slack, making.slack) ** 2)).tolist()
+    making = making.up_to(max(budgets, default=0.0))
     most_lost = breaking.together(eps)  # (E,)
     most_made = making.together(eps)
     if breaking.total is None or making.total is None:
@@ -58,7 +58,6 @@ def frontier(breaking: Ladder, making: Ladder, eps: Tensor) -> list[Pairs]:
             for lost, made in zip(most_lost.tolist(), most_made.tolist(), strict=True)
         ]
     spent, prices = breaking.total, making.total[1:]
-    budgets = (eps.double().square() * (max(breaking.slack, making.slack) ** 2)).tolist()
     found = []
     for budget, limit, cap in zip(budgets, most_lost.tolist(), most_made.tolist(), strict=True):
         step = limit // FINEST + 1

@@ -71,7 +71,7 @@ class Weights:
         is no choice. Of the type and on the device of ``like``.
         """
         classes = len(self.broken)
-        start = torch.cat([torch.diag(self.broken), torch.zeros(2, classes)])  # (K + 2, K)
+        start = torch.cat([torch.diag(self.broken), self.broken.new_zeros(2, classes)])  # (K + 2, K)
         value = start[None].to(like) + self.made.to(like)[:, None, None]
         same = torch.arange(classes)
         value[same, same] = 0.0
@@ -109,8 +109,8 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
     # What was left out is worth nothing at any price from this one on; none is 0, since costs may be infinite.
     prices = torch.tensor(sorted({max(mu, price, 1e-30) for mu in prices.tolist()}), dtype=torch.float64)
     best = (budgets[:, None] * prices + _surplus(offers, prices)).amin(dim=1)
-    # Every gain is rounded by less than 2^-22 of its value.
-    return torch.minimum(best + 2.0**-21 * most, torch.full_like(best, most))
+    # Every gain is rounded, and what is left out for gaining nothing gains at most, less than 2^-20 of its value.
+    return torch.minimum(best + 2.0**-20 * most, torch.full_like(best, most))
 
 
 class _Offers(NamedTuple):

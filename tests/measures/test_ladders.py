@@ -93,16 +93,20 @@ def ladders_of(costs: FlipCosts, labels: torch.Tensor) -> list[Any]:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_price_of_a_sample_costs_no_tightness(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no price that is tried says less: at any of a fine grid the bound is no better."""
+    eps = torch.tensor([0.0, 0.05, 0.3, 1.0], dtype=torch.float64)
     logits, labels = scene(seed, torch.float64)
     costs, valid = FlipCosts(LipschitzClaim(1.0), logits), labels.flatten() != 255
-    clean = bounds(costs, labels, 255, EPS).clean
+    clean = bounds(costs, labels, 255, eps).clean
     weights = Weights(
         torch.from_numpy(clean.intersection), torch.from_numpy(clean.union), torch.ones(4, dtype=torch.bool)
     )
-    whole = most_lost(costs, labels.flatten(), valid, weights, EPS)
+    whole = most_lost(costs, labels.flatten(), valid, weights, eps)
+    offers, offered = shared._offers, [int(valid.sum())]
     monkeypatch.setattr(shared, "SAMPLED", 100)
-    part = most_lost(costs, labels.flatten(), valid, weights, EPS)
+    monkeypatch.setattr(shared, "_offers", lambda *args: (offered.append(args[3].shape[1]), offers(*args))[1])
+    part = most_lost(costs, labels.flatten(), valid, weights, eps)
     torch.testing.assert_close(part, whole, rtol=1e-9, atol=0)
+    assert 0 < offered[-1] < 0.8 * offered[0]
     cost = costs.together_all()
     truth, value = labels.flatten(), torch.zeros_like(cost)
     for k in range(4):
@@ -112,7 +116,7 @@ def test_the_price_of_a_sample_costs_no_tightness(seed: int, monkeypatch: pytest
                 value[k, i] = float(clean.intersection[k] / clean.union[k] ** 2) + (c == t) / float(clean.union[c])
     prices = torch.logspace(-6, 3, 2000, dtype=torch.float64)
     surplus = (value - prices[:, None, None] * cost).amax(dim=1).clamp_min(0).sum(dim=1)
-    best = (EPS[:, None] ** 2 * prices + surplus).amin(dim=1)
+    best = (eps[:, None] ** 2 * prices + surplus).amin(dim=1)
     assert (whole <= best * (1 + 1e-6) + 1e-6 * value.amax(dim=0).sum()).all()
     assert (whole >= best * (1 - 2e-2) - 1e-12)[1:].all()
 
