@@ -38,8 +38,8 @@ from attackcheck.measures.sharing import blocks
 
 __all__ = ["Weights", "most_lost"]
 
-AROUND = (0.6, 0.75, 0.85, 0.92, 1.0, 1.08, 1.2, 1.5)
-"""Prices tried where blocks share, as multiples of what is best where they do not."""
+AROUND = ((0.5, 0.6, 0.72, 0.86, 1.0, 1.16, 1.35, 1.6), (0.93, 0.97, 1.03, 1.07))
+"""Prices tried where blocks share, as multiples of what is best where they do not, and then of the best of these."""
 
 LOWER = 0.8
 """What gains nothing at so much of the least price of the sample is left out."""
@@ -104,11 +104,13 @@ def most_lost(costs: FlipCosts, labels: Tensor, valid: Tensor, weights: Weights,
         price = LOWER * float(_prices(few, budgets / step, 0.0, steps=1).min())
     offers = _offers(costs, code, table, _worthwhile(costs, code, table, price), price)
     prices = _prices(offers, budgets, price)
-    if offers.dearest is not None:
-        prices = torch.cat([factor * prices for factor in AROUND])
-    # What was left out is worth nothing at any price from this one on; none is 0, since costs may be infinite.
-    prices = torch.tensor(sorted({max(mu, price, 1e-30) for mu in prices.tolist()}), dtype=torch.float64)
-    best = (budgets[:, None] * prices + _surplus(offers, prices)).amin(dim=1)
+    best = torch.full_like(budgets, most)
+    for factors in AROUND if offers.dearest is not None else ((1.0,),):
+        # What was left out is worth nothing at any price from this one on; none is 0, since costs may be infinite.
+        tried = sorted({max(factor * mu, price, 1e-30) for factor in factors for mu in prices.tolist()})
+        grid = torch.tensor(tried, dtype=torch.float64)
+        found, place = (budgets[:, None] * grid + _surplus(offers, grid)).min(dim=1)
+        best, prices = torch.minimum(best, found), grid[place]
     # Every gain is rounded, and what is left out for gaining nothing gains at most, less than 2^-20 of its value.
     return torch.minimum(best + 2.0**-20 * most, torch.full_like(best, most))
 
