@@ -39,7 +39,10 @@ EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.17, 0.25, 0.3, 0.5, 0.7, 1.0,
 ATTACKS = (ImageAttack(),)
 
 KEPT_BYTES = 2**29
-"""Logits of the data set are kept between the two passes if they fit here; else the model is called again."""
+"""Logits of the data set are kept between the two passes if they fit here; else the model is called again.
+
+The costs of flips that are made of them may take half as much besides.
+"""
 
 PROOF_SECONDS = 60.0
 """Seconds of work for the proof that a refined certificate rests on."""
@@ -120,7 +123,8 @@ class _Certifier:
         self._findings: list[MetricFinding] = []
         self._certified: list[Row] = []
         self._kept: dict[int, Tensor] = {}
-        self._kept_bytes = 0
+        self._priced: dict[int, FlipCosts] = {}
+        self._kept_bytes = self._priced_bytes = 0
         self._error = 0.0
         self._classes = 0
         self._reference: Reference | None = None
@@ -175,6 +179,16 @@ class _Certifier:
         return logits
 
     def _costs(self, index: int, image: Tensor, logits: Tensor) -> FlipCosts:
+        """What flips of an image cost, remembered while there is room."""
+        if index in self._priced:
+            return self._priced[index]
+        found = self._new_costs(index, image, logits)
+        size = sum(each.numel() * each.element_size() for each in (*[found.nearest] * 3, found.predicted))
+        if index in self._kept and self._priced_bytes + size <= KEPT_BYTES // 2:
+            self._priced[index], self._priced_bytes = found, self._priced_bytes + size
+        return found
+
+    def _new_costs(self, index: int, image: Tensor, logits: Tensor) -> FlipCosts:
         radius = None
         if not self._subject.claim.cheap:
             radii = self._subject.claim.radii(image[None], logits[None], index)

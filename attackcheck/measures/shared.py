@@ -185,13 +185,8 @@ def _prices(offers: _Offers, budgets: Tensor, least: float, steps: int | None = 
     paid, had = torch.zeros_like(cost[0]), torch.zeros_like(cost[0])
     gains, spent = [], []
     for _ in range(len(cost) if steps is None else steps):
-        best, price, worth = torch.zeros_like(paid), paid, had
-        for label in range(len(cost)):
-            more = value[label] - had
-            ratio = more / (cost[label] - paid).clamp_min(1e-30)
-            better = ratio > best
-            best = torch.maximum(best, ratio)
-            price, worth = torch.where(better, cost[label], price), torch.where(better, value[label], worth)
+        best, label = ((value - had) / (cost - paid).clamp_min(1e-30)).max(dim=0)
+        price, worth = cost.gather(0, label[None])[0], value.gather(0, label[None])[0]
         on = (best > least).nonzero()[:, 0]
         if not len(on):
             break
