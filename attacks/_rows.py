@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attackcheck import synchrony
 from attackcheck.errors import InputError
 
 from .objectives import Goal
@@ -80,7 +81,7 @@ def polar(x: Tensor, otherwise: Tensor | Noise | None = None) -> tuple[Tensor, T
     Divides by the largest entry first where squares would leave the range of the type: gradients of real networks go
     down to 1e-20, whose squares float32 cannot hold.
     """
-    if x.device.type == "cpu":  # where asking costs nothing, rows of ordinary length take a fraction of the time
+    if synchrony.readable(x):  # where asking costs nothing, rows of ordinary length take a fraction of the time
         norm = lengths(x)
         direction = x / across(norm, x)
         odd = _odd(norm)
@@ -93,7 +94,7 @@ def polar(x: Tensor, otherwise: Tensor | Noise | None = None) -> tuple[Tensor, T
 
 def downhill(gradient: Tensor, otherwise: Tensor | Noise | None) -> tuple[Tensor, Tensor]:
     """As `polar` of minus the gradient (B, ...)."""
-    if gradient.device.type == "cpu":
+    if synchrony.readable(gradient):
         norm = lengths(gradient)
         if _odd(norm) is None:
             return gradient * across(-1 / norm, gradient), norm
@@ -130,7 +131,7 @@ def along(images: Tensor, distance: Tensor, direction: Tensor, box: Box) -> Tens
 
 def select(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Rows of x (B, ...) where the condition (B,) holds, of y elsewhere; x or y itself if all rows are its."""
-    if condition.device.type == "cpu":  # where asking costs nothing, and mostly spares the copy
+    if synchrony.readable(condition):  # where asking costs nothing, and mostly spares the copy
         if bool(condition.all()):
             return x
         if not bool(condition.any()):
