@@ -34,7 +34,7 @@ __all__ = ["BLIND", "Attacker", "ImageWork", "Unit", "stages_that_run", "usual_r
 SLOT_BYTES = 2**28
 """Memory for the closest points of the pixels under attack; more pixels are attacked in groups."""
 
-ROW_PIXELS = {"cpu": 2**17, "cuda": 2**22}
+ROW_PIXELS = {"cpu": 2**16, "cuda": 2**22}
 """Image pixels per attack call when the batch size is not given; beyond them, memory is measured."""
 
 CROP_ROWS = 256

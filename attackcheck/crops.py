@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attackcheck import synchrony
 from attackcheck.probe import (
     SCALES,
     Kind,
@@ -194,7 +195,7 @@ class Crops:
         kept = [self.worst[kind] for kind in ratios]
         largest, row = worst_by_decade(torch.stack(list(ratios.values())), distance)  # (N, SCALES)
         larger = largest > torch.stack([worst.ratio for worst in kept])
-        if larger.device.type == "cpu" and not bool(larger.any()):  # asking would cost a synchronisation elsewhere
+        if synchrony.readable(larger) and not bool(larger.any()):  # asking would cost a synchronisation elsewhere
             return
         place = torch.stack([rows[row], columns[row]], dim=2)
         for i, worst in enumerate(kept):

@@ -19,6 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from attackcheck import synchrony
 from attackcheck.claims import Claim
 from attackcheck.receptive import Windows
 
@@ -282,7 +283,7 @@ class Probe:
 
     def _flipped_somewhere(self, lead: Tensor) -> Tensor | None:
         """Indices of the pixels that may be flipped in any row, ``(P,)``; None where looking at all is cheaper."""
-        if lead.device.type != "cpu":  # how many there are would cost a synchronisation elsewhere
+        if not synchrony.readable(lead):  # how many there are would cost a synchronisation elsewhere
             return None
         place = (~(lead.amax(dim=0) <= 0)).nonzero()[:, 0]  # NaN in one row must not hide another's flip
         return place if SPARSE * len(place) <= lead.shape[1] else None
@@ -332,7 +333,7 @@ class Probe:
         if self._current >= 0:
             slots.per_attack[self._current] = torch.minimum(slots.per_attack[self._current], nearest)
         closer = nearest < slots.distance
-        if closer.device.type == "cpu":  # copying only what changed would cost a synchronisation elsewhere
+        if synchrony.readable(closer):  # copying only what changed would cost a synchronisation elsewhere
             closer = closer.nonzero()[:, 0]
             if not len(closer):
                 return
@@ -359,7 +360,7 @@ class Probe:
         """Keep the rows that are worse than what was kept; ``ratio`` (N, B) is that of each kind of witnesses."""
         largest, row = worst_by_decade(ratio, distance)
         worse = largest > torch.stack([witnesses.ratio for witnesses in kept])  # (N, SCALES)
-        if worse.device.type == "cpu" and not bool(worse.any()):  # asking would cost a synchronisation elsewhere
+        if synchrony.readable(worse) and not bool(worse.any()):  # asking would cost a synchronisation elsewhere
             return
         for witnesses, largest_, row_, worse_ in zip(kept, largest, row, worse, strict=True):
             witnesses.ratio = torch.where(worse_, largest_, witnesses.ratio)
@@ -407,7 +408,7 @@ def worst_by_decade(ratio: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
 
 def replaced(points: Tensor, worse: Tensor, images: Tensor, row: Tensor) -> Tensor:
     """``points`` (M, C, H, W) with ``images[row]`` where ``worse`` (M,); in place on a CPU."""
-    if worse.device.type == "cpu":  # copying only what changed would cost a synchronisation elsewhere
+    if synchrony.readable(worse):  # copying only what changed would cost a synchronisation elsewhere
         index = worse.nonzero()[:, 0]
         points[index] = images[row[index]]
         return points

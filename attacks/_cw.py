@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._newton import outlook
 from ._refine import shrink
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, loss_and_gradient
+from ._rows import Box, Generators, Model, Noise, across, clip, lengths, loss_and_gradient
 from .objectives import Objective
 
 __all__ = ["cw"]
@@ -37,7 +37,7 @@ def cw(
     Costs 1 + searches * steps + refine forward and classes + searches * steps backward passes.
     """
     images = images.detach()
-    view = outlook(model, images, objective, classes, gaussian(images, generator))
+    view = outlook(model, images, objective, classes, Noise(images, generator))
     objective = view.objective
     unit, margin = view.distance[0], view.loss[0].clamp_min(torch.finfo(images.dtype).tiny)
     start = clip(images + across(unit, images) * view.direction[0], box) - images

@@ -9,7 +9,20 @@ from torch import Tensor
 
 from ._newton import outlook
 from ._refine import shrink
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, loss_and_gradient, polar
+from ._rows import (
+    Box,
+    Generators,
+    Model,
+    Noise,
+    across,
+    along,
+    clip,
+    downhill,
+    lengths,
+    loss_and_gradient,
+    polar,
+    select,
+)
 from .objectives import Objective
 
 __all__ = ["ddn"]
@@ -39,13 +52,12 @@ def ddn(
     Costs 1 + steps + refine forward and classes + steps backward passes.
     """
     images = images.detach()
-    noise = gaussian(images, generator)
-    view = outlook(model, images, objective, classes, noise)
+    otherwise = Noise(images, generator)
+    view = outlook(model, images, objective, classes, otherwise)
     objective = view.objective
-    otherwise, _ = polar(noise)
     epsilon = view.distance[0] if init_norm is None else torch.full_like(view.distance[0], init_norm)
     alpha = epsilon
-    delta = clip(images + across(epsilon, images) * view.direction[0], box) - images
+    delta = along(images, epsilon, view.direction[0], box) - images
 
     found = torch.zeros_like(epsilon, dtype=torch.bool)
     best, best_norm = clip(images + delta, box), torch.full_like(epsilon, torch.inf)
@@ -56,18 +68,18 @@ def ddn(
         goal, gradient = loss_and_gradient(model, objective, point)
         norm = lengths(delta)
         better = torch.where(goal.success, norm < best_norm, ~found & (goal.loss < lowest))
-        best = torch.where(across(better, best), point, best)
+        best = select(better, point, best)
         best_norm = torch.where(goal.success & better, norm, best_norm)
         lowest = torch.minimum(lowest, goal.loss)
         ever, found = found, found | goal.success
-        direction, length = polar(-gradient, otherwise)
+        direction, length = downhill(gradient, otherwise)
         # a success with a flat loss (a hinge at zero) needs no step, only a smaller norm
         move = torch.where(goal.success & (length == 0), 0, (0.01 + 0.99 * annealed) * alpha)
-        delta = delta + across(move, delta) * direction
+        delta.addcmul_(across(move, delta), direction)
         # until the first success the norm may grow faster, or a bad first guess would cost all steps
         growth = torch.where(ever, 1 + (0.001 + (gamma - 0.001) * annealed), 1 + 4 * gamma)
         shrinkage = 1 - (0.001 + (gamma - 0.001) * annealed)
         epsilon = torch.where(goal.success, torch.minimum(epsilon, norm) * shrinkage, epsilon * growth)
         way, _ = polar(delta, otherwise)
-        delta = clip(images + across(epsilon, delta) * way, box) - images
+        delta = along(images, epsilon, way, box) - images
     return shrink(model, images, best, objective, found, refine)

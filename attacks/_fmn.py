@@ -9,7 +9,20 @@ from torch import Tensor
 
 from ._newton import outlook
 from ._refine import Track, shrink
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, loss_and_gradient, polar
+from ._rows import (
+    Box,
+    Generators,
+    Model,
+    Noise,
+    across,
+    along,
+    clip,
+    downhill,
+    lengths,
+    loss_and_gradient,
+    polar,
+    select,
+)
 from ._turning import OVERSHOOT, Bests, turn
 from .objectives import Objective
 
@@ -46,7 +59,7 @@ def fmn(
     Costs 1 + steps + turns + refine forward and classes + steps + turns backward passes.
     """
     images = images.detach()
-    noise = gaussian(images, generator)
+    noise = Noise(images, generator)
     view = outlook(model, images, objective, classes, noise)
     objective = view.objective.by_margin()
     start = across(view.distance[0], images) * view.direction[0]
@@ -72,14 +85,13 @@ def descend(
     steps: int,
     gamma: float,
     box: Box,
-    noise: Tensor,
+    noise: Noise,
 ) -> tuple[Tensor, Tensor]:
     """The steps of :func:`fmn` from `images` + `start` (B, C, H, W); `first` (B,) is the length of the first step.
 
     `epsilon` (B,) is the radius of the first sphere, infinite where the boundary is to be looked for.
     Returns the closest success of each row with its distance, or its iterate of lowest loss and an infinite one.
     """
-    otherwise, _ = polar(noise)
     tiny = torch.finfo(images.dtype).tiny
     started = epsilon < torch.inf
     delta = clip(images + start, box) - images
@@ -93,11 +105,11 @@ def descend(
         norm = lengths(delta)
         found = best_norm < torch.inf
         better = torch.where(goal.success, norm < best_norm, ~found & (goal.loss < lowest))
-        best = torch.where(across(better, best), point, best)
+        best = select(better, point, best)
         best_norm = torch.where(goal.success & better, norm, best_norm)
         lowest = torch.minimum(lowest, goal.loss)
         started = started | goal.success
-        direction, slope = polar(-gradient, otherwise)
+        direction, slope = downhill(gradient, noise)
         ahead = norm + torch.where(slope > 0, goal.loss.abs() / slope.clamp_min(tiny), norm)
         # the linearised boundary may lie anywhere where gradients nearly vanish
         outwards = torch.where(started, epsilon * (1 + part), torch.minimum(ahead, 4 * norm + first))
@@ -105,8 +117,8 @@ def descend(
         # a success with a flat loss (a hinge at zero) needs no step, only a smaller norm
         length = (_LAST_STEP + (1 - _LAST_STEP) * annealed) * first
         move = torch.where(goal.success & (slope == 0), 0, length)
-        way, _ = polar(delta + across(move, delta) * direction, otherwise)
-        delta = clip(images + across(epsilon, delta) * way, box) - images
+        way, _ = polar(delta.addcmul_(across(move, delta), direction), noise)
+        delta = along(images, epsilon, way, box) - images
     return best, best_norm
 
 
@@ -121,7 +133,7 @@ def polish(
     turns: int,
     refine: int,
     box: Box,
-    noise: Tensor,
+    noise: Noise,
 ) -> tuple[Tensor, Tensor]:
     """Turns the rays through `points`, at distance `norm` (B,), infinite where they do not succeed; then searches them.
 

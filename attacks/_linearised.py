@@ -9,8 +9,21 @@ from torch import Tensor
 
 from ._fmn import descend, polish
 from ._newton import Outlook, outlook
-from ._refine import shoot, shrink
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, loss_and_gradient, of_rows, polar
+from ._refine import Track, shoot, shrink
+from ._rows import (
+    Box,
+    Generators,
+    Model,
+    Noise,
+    across,
+    along,
+    clip,
+    downhill,
+    lengths,
+    loss_and_gradient,
+    of_rows,
+    select,
+)
 from ._turning import OVERSHOOT, Bests, turn
 from .objectives import Objective
 
@@ -60,35 +73,28 @@ def linearised(
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
     `iterations` and, for each ray but the first, three eighths of them, rounded; a bent row twice `again` + 13 forward
-    and `again` + 10 backward passes more.
+    and `again` + 10 backward passes more. With search = 1 the first turn looks at that point, and with `refine` below 2
+    nobody has to look beyond the last one, which saves rays and 1 forward passes.
     """
     images = images.detach()
-    noise = gaussian(images, generator)
+    noise = Noise(images, generator)
     view = outlook(model, images, objective, classes, noise)
     if objective.joint:
         return _descend(model, images, view, rays, descent, search + refine, box)
     count = min(rays, view.direction.shape[0])
     batch = images.shape[0]
-    column = torch.arange(batch, device=images.device)
-    index = column.repeat(count)
-    margin = view.objective.by_margin().rows(index)
-    wide = images[index]  # (R*B, C, H, W)
-    guess, start = view.distance[:count].flatten(), view.loss[:count].flatten()
-    repeated = of_rows(model, index)
-    track = shoot(
-        repeated,
-        wide,
-        view.direction[:count].flatten(0, 1),
-        guess * 1.001,
-        margin,
-        start=start,
-        steps=search,
-        reach=reach,
-        box=box,
-    )
+    seen, wide, margin = model, images, view.objective.by_margin()
+    if count > 1:
+        index = torch.arange(batch, device=images.device).repeat(count)
+        seen, wide, margin = of_rows(model, index), images[index], margin.rows(index)  # (R*B, C, H, W)
+    guess, start = 1.001 * view.distance[:count].flatten(), view.loss[:count].flatten()
+    ways = view.direction[:count].flatten(0, 1)
+    track = Track(wide, ways, guess, torch.zeros_like(guess, dtype=torch.bool))
+    if search > 1 or not iterations:  # the first turn looks at the first point anyway
+        track = shoot(seen, wide, ways, guess, margin, start=start, steps=search, reach=reach, box=box)
     opening = round(_OPENING * iterations) if count > 1 else 0
     schedule = _schedule(opening, iterations)
-    bests = turn(repeated, wide, margin, Bests.of(track, wide), schedule[:opening], box)
+    bests = turn(seen, wide, margin, Bests.of(track, wide), schedule[:opening], box)
     bests = bests.chosen(count)
     bests = turn(model, images, view.objective.by_margin(), bests, schedule[opening:], box)
     margin = view.objective.by_margin()
@@ -96,10 +102,12 @@ def linearised(
     if again:
         bent = success & (track.distance[:batch] > _BENT * lengths(found - images))
         found = _descend_again(model, images, view, found, bent, again, box, noise)
-    beyond = clip(images + (1 + _STEP_BACK) * (found - images), box)
+    if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
+        return found
+    beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
     with torch.no_grad():
         firm = view.objective(model(beyond)).success
-    return torch.where(across(firm, images), beyond, found)
+    return select(firm, beyond, found)
 
 
 def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
@@ -128,7 +136,7 @@ def _descend_again(
     bent: Tensor,
     steps: int,
     box: Box,
-    noise: Tensor,
+    noise: Noise,
 ) -> Tensor:
     """Closer successes of the rows that are `bent`, by two descents each; the others as they are."""
     index = bent.nonzero().flatten()  # the one place where the host waits for the device
@@ -148,7 +156,7 @@ def _descend_again(
         steps=steps,
         gamma=_GAMMA,
         box=box,
-        noise=noise[rows],
+        noise=noise.rows(rows),
     )
     points, reached = polish(
         seen,
@@ -160,11 +168,11 @@ def _descend_again(
         turns=_MORE_TURNS,
         refine=_MORE_REFINE,
         box=box,
-        noise=noise[rows],
+        noise=noise.rows(rows),
     )
     length, end = torch.where(reached, lengths(points - wide), torch.inf).reshape(2, -1).min(0)
     points = points.reshape(2, -1, *images.shape[1:])[end, torch.arange(len(index), device=index.device)]
-    points = torch.where(across(length < shortest, points), points, found[index])
+    points = select(length < shortest, points, found[index])
     return found.index_copy(0, index, points)
 
 
@@ -176,18 +184,18 @@ def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int,
     for variant in range(count):
         # the linearised distance of the sum is that of the whole set if its pixels do not interact
         size = view.distance[variant] / max(1, steps // 3)
-        delta = clip(images + across(size, images) * view.direction[variant], box) - images
+        delta = along(images, size, view.direction[variant], box) - images
         done = torch.zeros_like(best_norm, dtype=torch.bool)
         for _ in range(steps):
             goal, gradient = loss_and_gradient(model, objective, clip(images + delta, box))
             done = done | goal.success
-            step, _ = polar(-gradient)
-            moved = clip(images + delta + across(size, delta) * step, box) - images
-            delta = torch.where(across(done, delta), delta, moved)
+            step, _ = downhill(gradient, None)
+            moved = along(images + delta, size, step, box) - images
+            delta = select(done, delta, moved)
             size = size * 1.03
         end = clip(images + delta, box)
         point = shrink(model, images, end, objective, done, refine)
         norm = torch.where(done, lengths(point - images), 1e9 + view.loss[variant])
         shorter = norm < best_norm
-        best, best_norm = torch.where(across(shorter, best), point, best), torch.where(shorter, norm, best_norm)
+        best, best_norm = select(shorter, point, best), torch.where(shorter, norm, best_norm)
     return best

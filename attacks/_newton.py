@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._rows import Model, polar
+from ._rows import Model, Noise, downhill
 from .objectives import Goal, Objective
 
 __all__ = ["Outlook", "outlook"]
@@ -36,7 +36,7 @@ class Outlook(NamedTuple):
     nearest: Callable[[Tensor], Goal]  # the margin of each row's first candidate alone
 
 
-def outlook(model: Model, images: Tensor, objective: Objective, classes: int, noise: Tensor) -> Outlook:
+def outlook(model: Model, images: Tensor, objective: Objective, classes: int, noise: Noise) -> Outlook:
     """One forward and up to `classes` backward passes at the clean images (B, C, H, W).
 
     A row without a gradient gets the direction of `noise` and distance 1.
@@ -51,8 +51,7 @@ def outlook(model: Model, images: Tensor, objective: Objective, classes: int, no
             torch.autograd.grad(goal.loss.sum(), points, retain_graph=i + 1 < len(goals))[0]
             for i, goal in enumerate(goals)
         ]
-    unit_noise, _ = polar(noise)
-    parts = [polar(-gradient, unit_noise) for gradient in gradients]
+    parts = [downhill(gradient, noise) for gradient in gradients]
     direction = torch.stack([part[0] for part in parts])
     norm = torch.stack([part[1] for part in parts])  # (V, B)
     loss = torch.stack([goal.loss.detach() for goal in goals])
@@ -62,5 +61,6 @@ def outlook(model: Model, images: Tensor, objective: Objective, classes: int, no
     distance = distance.nan_to_num(nan=1.0, posinf=1.0).clamp(4 * torch.finfo(images.dtype).eps, 1e6)
     order = distance.sort(dim=0, stable=True).indices  # (V, B)
     nearest = _Nearest(variants, order[0])
-    wide = order.reshape(*order.shape, *[1] * (images.dim() - 1)).expand_as(direction)
-    return Outlook(bound, loss.gather(0, order), direction.gather(0, wide), distance.gather(0, order), nearest)
+    if len(goals) > 1:
+        direction = direction[order, torch.arange(len(images), device=images.device)]
+    return Outlook(bound, loss.gather(0, order), direction, distance.gather(0, order), nearest)

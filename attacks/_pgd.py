@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._newton import outlook
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, loss_and_gradient, polar
+from ._rows import Box, Generators, Model, Noise, across, clip, lengths, loss_and_gradient, polar
 from .objectives import Objective
 
 __all__ = ["pgd"]
@@ -35,10 +35,10 @@ def pgd(
     successful ones first. Costs 1 + restarts * (steps + 1) forward passes and one backward pass more per class.
     """
     images = images.detach()
-    noise = gaussian(images, generator)
+    noise = Noise(images, generator)
     view = outlook(model, images, objective, min(classes, restarts), noise)
     objective = view.objective
-    random, _ = polar(noise)
+    random = noise.unit
     best = images
     best_key = torch.full_like(view.loss[0], torch.inf)
     best_success = torch.zeros_like(best_key, dtype=torch.bool)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._rows import Box, Model, across, clip
+from ._rows import Box, Model, across, along, select
 from .objectives import Goal, Objective
 
 __all__ = ["Track", "bisect", "shoot", "shrink"]
@@ -46,7 +46,7 @@ def shrink(
         middle = (low + high) / 2
         point = torch.lerp(images, adversarial, across(middle, delta))
         inside = objective(model(point)).success & success
-        best = torch.where(across(inside, best), point, best)
+        best = select(inside, point, best)
         high = torch.where(inside, middle, high)
         low = torch.where(inside, low, middle)
     return best
@@ -78,7 +78,7 @@ def shoot(
     t = guess
     limit = guess * reach
     for step in range(steps):
-        goal: Goal = objective(model(clip(images + across(t, direction) * direction, box)))
+        goal: Goal = objective(model(along(images, t, direction, box)))
         shorter = goal.success & (t < high)
         high, high_loss = torch.where(shorter, t, high), torch.where(shorter, goal.loss, high_loss)
         further = ~goal.success & (t > low) & (t < high)
@@ -98,4 +98,4 @@ def shoot(
         t = torch.where(torch.isfinite(t), t, limit)
     success = high < torch.inf
     distance = torch.where(success, high, low)
-    return Track(clip(images + across(distance, direction) * direction, box), direction, distance, success)
+    return Track(along(images, distance, direction, box), direction, distance, success)

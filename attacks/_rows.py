@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from attackcheck import synchrony
 from attackcheck.errors import InputError
 
 from .objectives import Goal
@@ -15,14 +17,18 @@ __all__ = [
     "Box",
     "Generators",
     "Model",
+    "Noise",
     "across",
+    "along",
     "clip",
     "dot",
+    "downhill",
     "gaussian",
     "lengths",
     "loss_and_gradient",
     "of_rows",
     "polar",
+    "select",
 ]
 
 Model = Callable[[Tensor], Tensor]
@@ -51,21 +57,55 @@ def lengths(x: Tensor) -> Tensor:
     return norm
 
 
-def polar(x: Tensor, otherwise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+class Noise:
+    """Random directions for rows that have none, drawn when first asked for: they hardly ever are."""
+
+    def __init__(self, images: Tensor, generator: Generators) -> None:
+        self._draw: Callable[[], Tensor] = lambda: polar(gaussian(images, generator))[0]
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """(B, C, H, W), of length 1."""
+        return self._draw()
+
+    def rows(self, index: Tensor) -> Noise:
+        """That of the rows `index`."""
+        part = object.__new__(Noise)
+        part._draw = lambda: self.unit[index]
+        return part
+
+
+def polar(x: Tensor, otherwise: Tensor | Noise | None = None) -> tuple[Tensor, Tensor]:
     """Direction (B, ...) and length (B,) of each row; rows of 0, inf or NaN get `otherwise`, or 0.
 
     Divides by the largest entry first where squares would leave the range of the type: gradients of real networks go
     down to 1e-20, whose squares float32 cannot hold.
     """
-    if x.device.type == "cpu":  # where asking costs nothing, rows of ordinary length take a fraction of the time
+    if synchrony.readable(x):  # where asking costs nothing, rows of ordinary length take a fraction of the time
         norm = lengths(x)
-        far = torch.finfo(x.dtype).max ** 0.25
-        odd = ~((norm > 1 / far) & (norm < far))
         direction = x / across(norm, x)
-        if bool(odd.any()):
-            direction[odd], norm[odd] = _scaled_polar(x[odd], None if otherwise is None else otherwise[odd])
+        odd = _odd(norm)
+        if odd is not None:
+            rest = otherwise.unit if isinstance(otherwise, Noise) else otherwise
+            direction[odd], norm[odd] = _scaled_polar(x[odd], None if rest is None else rest[odd])
         return direction, norm
-    return _scaled_polar(x, otherwise)
+    return _scaled_polar(x, otherwise.unit if isinstance(otherwise, Noise) else otherwise)
+
+
+def downhill(gradient: Tensor, otherwise: Tensor | Noise | None) -> tuple[Tensor, Tensor]:
+    """As `polar` of minus the gradient (B, ...)."""
+    if synchrony.readable(gradient):
+        norm = lengths(gradient)
+        if _odd(norm) is None:
+            return gradient * across(-1 / norm, gradient), norm
+    return polar(-gradient, otherwise)
+
+
+def _odd(norm: Tensor) -> Tensor | None:
+    """Which rows of this length (B,), on a CPU, float32 squares may have spoiled; None if there is none."""
+    far = torch.finfo(norm.dtype).max ** 0.25
+    usual = (norm > 1 / far) & (norm < far)
+    return None if bool(usual.all()) else ~usual
 
 
 def _scaled_polar(x: Tensor, otherwise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -82,6 +122,21 @@ def _scaled_polar(x: Tensor, otherwise: Tensor | None) -> tuple[Tensor, Tensor]:
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of matching rows, (B,)."""
     return (x * y).flatten(1).sum(1)
+
+
+def along(images: Tensor, distance: Tensor, direction: Tensor, box: Box) -> Tensor:
+    """The points at these distances (B,) from `images` in `direction` (B, ...), cut off at the box."""
+    return clip(torch.addcmul(images, across(distance, images), direction), box)
+
+
+def select(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Rows of x (B, ...) where the condition (B,) holds, of y elsewhere; x or y itself if all rows are its."""
+    if synchrony.readable(condition):  # where asking costs nothing, and mostly spares the copy
+        if bool(condition.all()):
+            return x
+        if not bool(condition.any()):
+            return y
+    return torch.where(across(condition, x), x, y)
 
 
 def clip(images: Tensor, box: Box) -> Tensor:

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from ._refine import Track, shoot
-from ._rows import Box, Model, across, clip, dot, lengths, loss_and_gradient, polar
+from ._rows import Box, Model, across, along, dot, downhill, lengths, loss_and_gradient, select
 from .objectives import Objective
 
 __all__ = ["OVERSHOOT", "Bests", "turn"]
 
 OVERSHOOT = 2e-3
 """Iterates just beyond the boundary are evidence, those before it are not."""
+
+_RELAXATION = 1.5  # of the steps of rays that have not flipped yet
 
 
 class Bests(NamedTuple):
@@ -57,7 +59,7 @@ class Bests(NamedTuple):
         last = shoot(model, images, self.direction, guess, objective, start=start, steps=steps, reach=reach, box=box)
         # the linearised length of the best ray may lie: never hand back less than what was seen on the way
         better = last.success & (lengths(last.points - images) <= self.closest)
-        points = torch.where(across(better | ~self.track.success, images), last.points, self.track.points)
+        points = select(better | ~self.track.success, last.points, self.track.points)
         return points, last.success | self.track.success
 
 
@@ -69,14 +71,14 @@ def turn(
     (points, way, t, success), closest, best, best_distance = bests
     unmeasured = torch.full_like(t, torch.inf)
     for part, overshoot in schedule:
-        point = clip(images + across(t, way) * way, box)
+        point = along(images, t, way, box)
         delta = point - images
         goal, gradient = loss_and_gradient(model, objective, point)
         norm = lengths(delta)
         closer = goal.success & (norm < closest)
-        points, closest = torch.where(across(closer, points), point, points), torch.where(closer, norm, closest)
+        points, closest = select(closer, point, points), torch.where(closer, norm, closest)
         success = success | goal.success
-        plane, slope = polar(-gradient, way)
+        plane, slope = downhill(gradient, way)
         # to first order the boundary is where plane . delta = offset, and the ray meets it at this distance
         offset = dot(plane, delta) + goal.loss / slope.clamp_min(tiny)
         advance = dot(plane, way)
@@ -86,11 +88,27 @@ def turn(
         near = sound & (met > 0.75 * t) & (met < 1.05 * t)
         measured = torch.where(near, met, torch.where(goal.success, t, unmeasured))
         shorter = measured < best_distance
-        best = torch.where(across(shorter, best), way, best)
+        best = select(shorter, way, best)
         best_distance = torch.where(shorter, measured, best_distance)
         reached = torch.where(sound, met, 1.1 * t)
-        projection = across(torch.maximum(offset, 0.2 * t), plane) * plane
-        way, _ = polar((1 - part) * across(reached, way) * way + part * projection, way)
-        ahead = torch.where(sound, offset / dot(plane, way).clamp_min(0.05), reached)
+        way, advance = _between(way, (1 - part) * reached, plane, part * torch.maximum(offset, 0.2 * t), advance)
+        ahead = torch.where(sound, offset / advance.clamp_min(0.05), reached)
+        # where the margin flattens out towards the boundary, Newton's steps end before it, again and again
+        ahead = torch.where(success | (ahead < t), ahead, t + _RELAXATION * (ahead - t))
         t = torch.minimum(torch.maximum((1 + overshoot) * ahead, 0.3 * t), 1.5 * t)
     return Bests(Track(points, way, t, success), closest, best, best_distance)
+
+
+def _between(way: Tensor, share: Tensor, plane: Tensor, other: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """The direction of `share` * way + `other` * plane, both units (B, ...), and its cosine with `plane`.
+
+    Takes the memory of `plane`. `cosine` (B,) is that of the two, from which the length follows without another look at
+    them; where they nearly cancel, or are not finite, the way stays.
+    """
+    largest = torch.maximum(share, other)
+    share, other = share / largest, other / largest
+    length = (share * share + other * other + 2 * share * other * cosine).sqrt()
+    usable = (length > 0.1) & (length < torch.inf)
+    share, other = torch.where(usable, share / length, 1), torch.where(usable, other / length, 0)
+    turned = plane.mul_(across(other, plane)).addcmul_(across(share, way), way)
+    return turned, torch.where(usable, share * cosine + other, cosine)

@@ -27,7 +27,7 @@ from torch import Tensor
 from attackcheck.errors import InputError
 
 from ._newton import outlook
-from ._rows import Box, Generators, Model, gaussian, of_rows
+from ._rows import Box, Generators, Model, Noise, of_rows
 from .objectives import Objective, PixelFlip
 from .views import PixelView
 
@@ -141,7 +141,7 @@ def each_row(
         index = torch.tensor([i])
         image = images[i : i + 1].detach()
         own = of_rows(model, index)
-        first = outlook(own, image, objective.rows(index), 3, gaussian(image, None))
+        first = outlook(own, image, objective.rows(index), 3, Noise(image, None))
         bound = first.objective
         if not isinstance(bound, PixelFlip):
             raise TypeError(f"bind changed the kind of the objective to {type(bound).__name__}")

@@ -50,7 +50,7 @@ OURS = {
     "fmn": Own("defaults", (Stage("fmn"),)),
     "cw": Own("defaults", (Stage("cw"),)),
 }
-ROWS = 2**17
+ROWS = 2**16
 """Image pixels per call of ours, as in the engine."""
 
 
