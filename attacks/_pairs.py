@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, polar
+from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, parts, polar
 
 __all__ = ["lipschitz_pairs"]
 
@@ -53,7 +53,7 @@ def lipschitz_pairs(
     screened = min(_NUMBERS // numel, _CANDIDATES) if candidates is None else candidates
     draws = _Draws(images, count, generator)
     row = torch.arange(batch, device=images.device)
-    seen = of_rows(model, row.repeat_interleave(2 * count))
+    owner = row.repeat_interleave(2 * count)
     first = images.new_tensor(list(radii)).repeat_interleave(starts).repeat(batch)  # the rows of an image side by side
     moved = (torch.arange(batch * count, device=images.device) % starts > 0).to(first) * first
     middle = images.repeat_interleave(count, 0)
@@ -74,15 +74,11 @@ def lipschitz_pairs(
     for step in range(steps):
         length = first * shortest ** (step / max(1, steps - 1))
         half = across(length / 2, way) * way
-        with torch.enable_grad():
-            ends = clip(torch.stack([middle - half, middle + half], 1).flatten(0, 1), box).requires_grad_()
-            logits = seen(ends)
-            change = (logits[1::2] - logits[::2]).flatten(1)
-            (gradient,) = torch.autograd.grad((change.double().square().sum(1) / 2).sum(), ends)
-        gradient = gradient.nan_to_num(nan=0, posinf=0, neginf=0)  # far from the data a network may overflow
-        pair = ends.detach().reshape(-1, 2, *images.shape[1:])  # (R, 2, C, H, W)
+        ends = clip(torch.stack([middle - half, middle + half], 1).flatten(0, 1), box)
+        moved, gradient = _stretched(model, ends, owner, gradients=True)
+        pair = ends.reshape(-1, 2, *images.shape[1:])  # (R, 2, C, H, W)
         distance = lengths((pair[:, 1] - pair[:, 0]).double())
-        ratio = torch.where(distance > 0, change.detach().double().norm(dim=1) / distance.clamp_min(1e-30), 0)
+        ratio = torch.where(distance > 0, moved / distance.clamp_min(1e-30), 0)
         ratio = ratio.nan_to_num(nan=0, posinf=0).to(first)
         better = ratio > best_ratio
         best, best_ratio = torch.where(across(better, best), pair, best), torch.where(better, ratio, best_ratio)
@@ -127,7 +123,7 @@ def _screened(
     """The `count` short pairs of each image that stretch most, of `candidates`, after two rounds of power iteration."""
     batch, shape = images.shape[0], images.shape[1:]
     row = torch.arange(batch, device=images.device)
-    seen = of_rows(model, row.repeat_interleave(2 * candidates))
+    owner = row.repeat_interleave(2 * candidates)
     # one draw for all candidates of an image: a direction away from it, one of the pair, and how far away
     noise = gaussian(images.new_empty(batch, 2 * candidates, *shape), generator)
     way, _ = polar(noise[:, ::2].flatten(0, 1))
@@ -139,19 +135,31 @@ def _screened(
     for step in range(3):
         half = across(length / 2, way) * way
         ends = clip(torch.stack([middle - half, middle + half], 1).flatten(0, 1), box)
-        with torch.set_grad_enabled(step < 2):
-            logits = seen(ends.requires_grad_(step < 2))
-            change = (logits[1::2] - logits[::2]).flatten(1).double()
-            if step < 2:
-                (gradient,) = torch.autograd.grad((change.square().sum(1) / 2).sum(), ends)
-                gradient = gradient.nan_to_num(nan=0, posinf=0, neginf=0)
-                way, _ = polar(gradient[1::2] - gradient[::2], way)
-    pair = ends.detach().reshape(-1, 2, *shape)
+        moved, gradient = _stretched(model, ends, owner, gradients=step < 2)
+        if step < 2:
+            way, _ = polar(gradient[1::2] - gradient[::2], way)
+    pair = ends.reshape(-1, 2, *shape)
     apart = lengths((pair[:, 1] - pair[:, 0]).double())
-    ratio = torch.where(apart > 0, change.norm(dim=1) / apart.clamp_min(1e-30), 0).nan_to_num(nan=0, posinf=0)
+    ratio = torch.where(apart > 0, moved / apart.clamp_min(1e-30), 0).nan_to_num(nan=0, posinf=0)
     best = ratio.reshape(batch, candidates).topk(count, dim=1).indices + candidates * row[:, None]
     index = best.flatten()
     return _Chosen(middle[index], way[index], pair[index], ratio[index].to(images), distance[index])
+
+
+def _stretched(model: Model, ends: Tensor, owner: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor]:
+    """How far the logits of pairs (a0, b0, a1, b1, ...) are apart, (R,) float64, and the gradient of half its square at
+    all ends (2R, C, H, W), which is left empty if it is not asked for. `owner` (2R,): the images they belong to."""
+    moved = torch.empty(len(ends) // 2, dtype=torch.float64, device=ends.device)
+    gradient = torch.empty_like(ends) if gradients else ends[:0]
+    for part in parts(model, len(ends), together=2):
+        with torch.set_grad_enabled(gradients):
+            some = ends[part].detach().requires_grad_(gradients)
+            logits = of_rows(model, owner[part])(some)
+            change = (logits[1::2] - logits[::2]).flatten(1).double()
+            if gradients:
+                (gradient[part],) = torch.autograd.grad((change.square().sum(1) / 2).sum(), some)
+        moved[part.start // 2 : part.stop // 2] = change.detach().norm(dim=1)
+    return moved, gradient.nan_to_num(nan=0, posinf=0, neginf=0)  # far from the data a network may overflow
 
 
 class _Draws:
