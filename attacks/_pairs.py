@@ -58,6 +58,8 @@ def lipschitz_pairs(
     numel = max(1, images[0].numel())
     usual = min((2 if numel <= _TINY else 1) * _NUMBERS // numel, _CANDIDATES)
     screened = usual if candidates is None else candidates
+    if generator is None:  # one for each row that goes on, or every draw would give the same numbers
+        generator = [torch.Generator().manual_seed(0) for _ in images]
     draws = _Draws(images, count, generator)
     row = torch.arange(batch, device=images.device)
     owner = row.repeat_interleave(2 * count)
@@ -154,7 +156,7 @@ def _screened(
         parent = torch.arange(batch * parents, device=images.device).repeat_interleave(each)
         owner = row.repeat_interleave(parents * each)
         exponent = torch.linspace(math.log(_NEAR), math.log(_WIDE), each, dtype=torch.float64)
-        thrown = pool.reach[parent] * exponent.exp().to(images).repeat(batch * parents)
+        thrown = (pool.reach[parent] * exponent.exp().to(images).repeat(batch * parents)).clamp_max(scales[1])
         away, _ = _directions(images, parents * each, generator)
         middle = clip(pool.middle[parent] + across(thrown, away) * away, box)
         reach = lengths(middle - images[owner]).clamp_min(scales[0])
@@ -226,8 +228,6 @@ class _Draws:
     """Unit vectors in random directions, (B * count, C, H, W); those of an image come from its own generator."""
 
     def __init__(self, images: Tensor, count: int, generator: Generators) -> None:
-        if generator is None:
-            generator = [torch.Generator().manual_seed(0) for _ in images]
         self._images, self._count, self._generator = images, count, generator
 
     def __call__(self) -> Tensor:
