@@ -19,6 +19,7 @@ from attackcheck.certainty import Scene
 from attackcheck.claims import Claim
 from attackcheck.crop_probe import CropProbe
 from attackcheck.crops import Crops
+from attackcheck.in_parts import InParts
 from attackcheck.memory import Room
 from attackcheck.parts import Example
 from attackcheck.probe import Kind, Probe
@@ -36,6 +37,9 @@ SLOT_BYTES = 2**28
 
 ROW_PIXELS = {"cpu": 2**16, "cuda": 2**22}
 """Image pixels per attack call when the batch size is not given; beyond them, memory is measured."""
+
+ANY_ROWS = 2**30
+"""More than any attack has."""
 
 CROP_ROWS = 256
 """Crops per attack call at most, unless more fit into ROW_PIXELS; all together are never more than one image."""
@@ -245,20 +249,25 @@ class Attacker:
     def _attack_set(self, work: ImageWork, unit: Unit) -> None:
         stage, region = unit.stage, unit.region
         attack = registry.get(stage.attack)
-        images = work.image[None]
-        name = stage.objective if region is None else region.name
-        generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack)])
-        options = self._options(stage, unit.eps)
-        with work.probe.attributed(stage.attack):
-            if not attack.flips:
-                attack.function(_seen(work.probe, attack), images, generator=generator, **options)
-                return
-            objective: Objective = ImageFlip(1.0, loss=stage.loss)
-            if region is not None:
-                objective = RegionFlip(region.mask, unit.target, region.fraction, loss=stage.loss)
-            found = attack.function(work.probe, images, objective, generator=generator, **options)
-            if region is not None and unit.eps is None and not attack.refines:
-                found = bisect(work.probe, images, found, objective)
+        asked = 1
+
+        def attempt(rows: int) -> Tensor:
+            nonlocal asked
+            model = InParts(_seen(work.probe, attack), work.probe.counted, rows)
+            try:
+                return self._found(work, unit, model)
+            finally:
+                asked = model.widest
+
+        # the rows of the call are the attack's own business: where they do not fit, it is given room for fewer at once
+        place = (work.image.shape[1], work.image.shape[2])
+        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
+        large = self._settings.batch is None and 2 * math.prod(place) > usual
+        found = self.room.fitted(
+            (stage.attack, repr(stage), place), ANY_ROWS, attempt, measure=large, asked=lambda: asked
+        )
+        if not attack.flips:
+            return
         with torch.no_grad():
             predicted = self._model(found)[0].argmax(dim=0).cpu()
         if region is not None:
@@ -268,6 +277,25 @@ class Attacker:
         elif unit.eps is not None:
             labels = None if work.labels is None else work.labels.numpy()
             self._tally.add_budget(unit.eps, stage.attack, work.scene.predicted.numpy(), predicted.numpy(), labels)
+
+    def _found(self, work: ImageWork, unit: Unit, model: Model) -> Tensor:
+        """What the attack on a set or on the map ends with, (1, ...)."""
+        stage, region = unit.stage, unit.region
+        attack = registry.get(stage.attack)
+        images = work.image[None]
+        name = stage.objective if region is None else region.name
+        generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack)])
+        options = self._options(stage, unit.eps)
+        with work.probe.attributed(stage.attack):
+            if not attack.flips:
+                return attack.function(model, images, generator=generator, **options)
+            objective: Objective = ImageFlip(1.0, loss=stage.loss)
+            if region is not None:
+                objective = RegionFlip(region.mask, unit.target, region.fraction, loss=stage.loss)
+            found = attack.function(model, images, objective, generator=generator, **options)
+            if region is not None and unit.eps is None and not attack.refines:
+                found = bisect(model, images, found, objective)
+        return found
 
     def _region_result(
         self, work: ImageWork, stage: Stage, region: Region, found: Tensor, predicted: Tensor

@@ -156,7 +156,15 @@ class Room:
         """Whether not even two rows fit, so that calls have one."""
         return self._most.get(kind) == 1
 
-    def fitted(self, kind: Hashable, rows: int, call: Callable[[int], T], *, measure: bool = False) -> T:
+    def fitted(
+        self,
+        kind: Hashable,
+        rows: int,
+        call: Callable[[int], T],
+        *,
+        measure: bool = False,
+        asked: Callable[[], int] | None = None,
+    ) -> T:
         """``call(n)`` with as many of ``rows`` as fit, fewer and fewer where memory runs out.
 
         Args:
@@ -164,6 +172,7 @@ class Room:
             rows: at most.
             call: what is repeated; what an attempt that failed has recorded stays.
             measure: find out with two rows, if this kind is new.
+            asked: how many rows a call that failed has really had, where it may be fewer than permitted.
 
         Raises:
             InputError: if one row does not fit.
@@ -185,7 +194,7 @@ class Room:
                 if not ran_out(error):
                     raise
             # outside of the handler: its traceback would hold what the call has allocated
-            self._halve(kind, many)
+            self._halve(kind, many if asked is None else min(many, asked()))
 
     def _fit(self, taken: int | None, free: int | None, rows: int) -> int | None:
         """How many rows fit; None where nothing was seen to be taken: what was free already has served, ask again."""

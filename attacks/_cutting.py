@@ -215,7 +215,11 @@ def least_norm(gram: Tensor, offset: Tensor, pivots: int = _PIVOTS) -> Tensor:
         weight, _ = torch.linalg.solve_ex(system, torch.where(used, offset, 0).unsqueeze(2))
         weight = weight.squeeze(2)
         lacking = offset - (gram @ weight.unsqueeze(2)).squeeze(2) > 1e-9
-        used = torch.where(used, weight > 0, lacking)
+        before, used = used, torch.where(used, weight > 0, lacking)
+        if used.device.type == "cpu" and torch.equal(
+            before, used
+        ):  # settled; elsewhere asking costs more than going on
+            break
     weight = weight.nan_to_num().clamp_min(0)
     square = (weight.unsqueeze(1) @ gram @ weight.unsqueeze(2)).flatten()
     gain = (weight * offset).sum(1)

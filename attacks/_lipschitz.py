@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, polar
+from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, parts, polar
 
 __all__ = ["lipschitz_ascent"]
 
@@ -34,21 +34,25 @@ def lipschitz_ascent(
     with torch.no_grad():
         clean = model(images).detach()
     index = torch.arange(batch, device=images.device).repeat_interleave(count)  # radii of an image side by side
-    wide, reference, repeated = images[index], clean[index], of_rows(model, index)
+    wide = images[index]
+    divided = parts(model, len(wide))
     radius = images.new_tensor(list(radii)).repeat(batch)
     way, _ = polar(gaussian(images, generator)[index])
     previous = torch.zeros_like(way)
     best, best_ratio = wide + across(radius, wide) * way, torch.full_like(radius, -1.0)
     for _ in range(steps):
         delta = clip(wide + across(radius, wide) * way, box) - wide
-        with torch.enable_grad():
-            point = (wide + delta).requires_grad_()
-            change = repeated(point) - reference
-            (gradient,) = torch.autograd.grad((change.double().square().flatten(1).sum(1) / 2).sum(), point)
-        realised = (point.detach() - wide).double()
-        ratio = (change.detach().double().flatten(1).norm(dim=1) / lengths(realised).clamp_min(1e-30)).to(radius)
+        point = wide + delta
+        gradient, moved = torch.empty_like(point), torch.empty_like(radius, dtype=torch.float64)
+        for part in divided:
+            with torch.enable_grad():
+                some = point[part].requires_grad_()
+                change = of_rows(model, index[part])(some) - clean[index[part]]
+                (slope,) = torch.autograd.grad((change.double().square().flatten(1).sum(1) / 2).sum(), some)
+            gradient[part], moved[part] = slope, change.detach().double().flatten(1).norm(dim=1)
+        ratio = (moved / lengths((point - wide).double()).clamp_min(1e-30)).to(radius)
         better = ratio > best_ratio
-        best = torch.where(across(better, best), point.detach(), best)
+        best = torch.where(across(better, best), point, best)
         best_ratio = torch.where(better, ratio, best_ratio)
         # J^T J way, to first order, less momentum; both vectors share one scale
         beta = (0.95 * best_ratio.square() / 2).square()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._lipschitz import lipschitz_ascent
-from ._rows import Box, Generators, Model, gaussian, lengths, of_rows
+from ._rows import Box, Generators, Model, gaussian, lengths, of_rows, parts
 
 __all__ = ["lipschitz_peaks"]
 
@@ -52,7 +52,11 @@ def lipschitz_peaks(
     with torch.no_grad():
         before = clean[index, :, seen.rows, seen.columns]
         distance = lengths((points - images[index]).double()).clamp_min(1e-30)
-        ratio = ((seen(points) - before).double().norm(dim=1) / distance).reshape(batch, places)
+        after = torch.empty_like(before)
+        row = torch.arange(len(points), device=images.device)
+        for part in parts(seen, len(points)):
+            after[part] = seen.for_rows(row[part])(points[part])
+        ratio = ((after - before).double().norm(dim=1) / distance).reshape(batch, places)
     return points.reshape(batch, places, *images.shape[1:])[torch.arange(batch, device=images.device), ratio.argmax(1)]
 
 
@@ -61,6 +65,12 @@ class _Places:
 
     def __init__(self, model: Model, rows: Tensor, columns: Tensor) -> None:
         self._model, self.rows, self.columns = model, rows, columns
+
+    @property
+    def at_once(self) -> int | None:
+        """How many rows a call may have, None for any number."""
+        most: int | None = getattr(self._model, "at_once", None)
+        return most
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._model(images)[torch.arange(len(images), device=images.device), :, self.rows, self.columns]

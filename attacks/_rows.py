@@ -27,6 +27,7 @@ __all__ = [
     "lengths",
     "loss_and_gradient",
     "of_rows",
+    "parts",
     "polar",
     "select",
 ]
@@ -44,6 +45,19 @@ def of_rows(model: Model, index: Tensor) -> Model:
     """
     rows: Callable[[Tensor], Model] | None = getattr(model, "for_rows", None)
     return model if rows is None else rows(index)
+
+
+def parts(model: Model, rows: int, together: int = 1) -> list[slice]:
+    """The parts in which a call of this many rows is best made, each a multiple of `together` rows; usually one.
+
+    A model that has room for fewer says so by a number `at_once`. The last part begins early rather than be shorter:
+    a single row may round in another way than several.
+    """
+    most: int | None = getattr(model, "at_once", None)
+    if most is None or rows <= max(most, together):
+        return [slice(0, rows)]
+    size = max(together, most // together * together)
+    return [slice(start, start + size) for start in (*range(0, rows - size, size), rows - size)]
 
 
 def across(values: Tensor, like: Tensor) -> Tensor:

@@ -146,6 +146,8 @@ def each_row(
         if not isinstance(bound, PixelFlip):
             raise TypeError(f"bind changed the kind of the objective to {type(bound).__name__}")
         label, scale, clean = bound.fixed()
+        if clean is None:
+            raise TypeError("bind forgot the clean logits of a pixel")
         low, high = box or (min(-1.0, float(image.min()) - 1), max(2.0, float(image.max()) + 1))
         sharp = float(scale[0])
         z = clean[0] / sharp

@@ -10,7 +10,7 @@ every predicted class weighs the same, after the losses for mIoU of SEA, Croce e
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -101,7 +101,11 @@ class Bound(NamedTuple):
 
     label: Tensor  # (B, ...)
     scale: Tensor  # (B, ...)
-    clean: Tensor  # (B, K, ...) scaled
+    clean: Tensor | None  # (B, K, ...) scaled; None for maps, which are large, where no loss compares with it
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Bound:
+        """The same with every tensor changed."""
+        return Bound(change(self.label), change(self.scale), None if self.clean is None else change(self.clean))
 
 
 class _Flip:
@@ -147,7 +151,8 @@ class _Flip:
         scale = _SHARPNESS / torch.maximum(typical, 0.05 * spread).clamp_min(tiny)
         scale = scale.clamp_max(torch.finfo(z.dtype).max ** 0.5).reshape(-1, *[1] * (label.dim() - 1)).expand_as(label)
         bound = copy.copy(self)
-        bound._bound = Bound(label, scale, z * scale.unsqueeze(1))
+        kept = z.dim() == 2 or self.loss == "js"
+        bound._bound = Bound(label, scale, z * scale.unsqueeze(1) if kept else None)
         return bound
 
     def _targets(self, label: Tensor) -> Tensor | None:
@@ -172,6 +177,13 @@ class _Flip:
         target = self._targets(label)
         log = (z * scale.unsqueeze(1)).log_softmax(1)
         return _take(log, label) if target is None else -_take(log, target)
+
+    def _shift(self, z: Tensor) -> Tensor:
+        """How far the class distribution of each pixel is from the clean one."""
+        _, scale, clean = self.fixed()
+        if clean is None:
+            raise InputError("expected an objective bound with the loss 'js'")
+        return _divergence(z * scale.unsqueeze(1), clean)
 
 
 def _row_tensor(value: int | Tensor | None) -> Tensor | None:
@@ -207,8 +219,7 @@ class PixelFlip(_Flip):
             case "ce":
                 loss = self._entropy(z)
             case "js":
-                _, scale, clean = self.fixed()
-                loss = -_divergence(z * scale.unsqueeze(1), clean)
+                loss = -self._shift(z)
             case "dlr":
                 loss = _ratio(z, self._margin(z), self.target is not None)
             case _:
@@ -251,7 +262,7 @@ class PixelFlip(_Flip):
         part = PixelFlip(self.pixel_rows[index], self.pixel_cols[index], loss=self.loss)
         part.target = None if self.target is None else self.target[index]
         part._aim = None if self._aim is None else self._aim[index.to(self._aim.device)]
-        part._bound = None if self._bound is None else Bound(*(t[index.to(t.device)] for t in self._bound))
+        part._bound = None if self._bound is None else self._bound.each(lambda t: t[index.to(t.device)])
         return part
 
 
@@ -313,8 +324,7 @@ class SetFlip(_Flip):
             # weight 0 may meet an infinite value nowhere: logits are finite
             return self._needed(margin, weights) * loss.clamp_min(0)
         if self.loss == "js":
-            _, scale, clean = self.fixed()
-            return -weights * ~reached * _divergence(z * scale.unsqueeze(1), clean)
+            return -weights * ~reached * self._shift(z)
         entropy = self._entropy(z)
         if self.loss == "segpgd":
             # the published weight of flipped pixels grows with the steps from 0 to 1/2; here with their share
@@ -400,7 +410,7 @@ class SetFlip(_Flip):
         """One objective of the rows of several bound ones, made by :meth:`candidates`, one after the other."""
         whole = copy.copy(self)
         count, (label, _, _) = len(others), self.fixed()
-        whole._bound = Bound(*(torch.cat([part] * count) for part in self.fixed()))
+        whole._bound = self.fixed().each(lambda part: torch.cat([part] * count))
         free = torch.full_like(label, -1)
         if any(other._aim is not None for other in others):
             whole._aim = torch.cat([free if other._aim is None else other._aim for other in others])
@@ -418,7 +428,7 @@ class SetFlip(_Flip):
         if self.target is not None and self.target.shape[0] > 1:
             part.target = self.target[index.to(self.target.device)]
         part._aim = None if self._aim is None else self._aim[index.to(self._aim.device)]
-        part._bound = None if self._bound is None else Bound(*(t[index.to(t.device)] for t in self._bound))
+        part._bound = None if self._bound is None else self._bound.each(lambda t: t[index.to(t.device)])
         return part
 
 

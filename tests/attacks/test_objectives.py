@@ -187,3 +187,10 @@ def test_a_region_seen_alone_is_the_same_region(target: int | None, fraction: fl
         chosen = part.smallest(values.flatten(1)[:, None, places])
         assert torch.equal(chosen, whole.smallest(values).flatten(1)[:, None, places].to(chosen))
     assert ImageFlip().places() is None
+
+
+def test_maps_of_clean_logits_are_kept_only_where_a_loss_compares_with_them() -> None:
+    assert ImageFlip().bind(logits(0)).fixed().clean is None
+    assert ImageFlip(loss="js").bind(logits(0)).fixed().clean is not None
+    with pytest.raises(InputError, match="js"):
+        ImageFlip().bind(logits(0))._shift(logits(1))
