@@ -98,9 +98,9 @@ def main() -> None:
     slow, counted = median(lambda i: finer(images[i], labels[i]), len(images), arguments.device)
     share = sum(right for right, _ in counted) / sum(valid for _, valid in counted)
     print(f"refined radii: {100 * share:.1f} % each pixel, {slow / alone:.2f} times a forward pass\n")
-    print(
-        "    n  accuracy  abstained  s/image  times certification  of which network  noise, votes  statistics  floor s/image"
-    )
+    head = "    n  accuracy  abstained  s/image  times certification  of which network  noise, votes  statistics"
+    print(head + "  floor s/image")
+    copied = peak.seconds(network_passes(model, images[0], many=True)[0])
     for n in map(int, arguments.samples.split(",")):
         smoothing = Smoothing(arguments.sigma, n=n, tau=arguments.tau, alpha=arguments.alpha)
         taken, results = median(lambda i, s=smoothing: smooth(forward_all(model), images[i], s, seed=i), len(images),
