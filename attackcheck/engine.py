@@ -15,6 +15,7 @@ from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.certifier import Plan, certify_data
 from attackcheck.claims import RadiusClaim
 from attackcheck.crew import INTERRUPTED, Crew, Work, local_crew, noted
+from attackcheck.determinism import deterministic
 from attackcheck.errors import InputError, in_one_line
 from attackcheck.events import (
     Audited,
@@ -81,7 +82,7 @@ def run(
         numbers = settings.pixels[:, 0]
         if numbers.min() < 0 or numbers.max() >= len(data):
             raise InputError(f"expected pixels of images 0 to {len(data) - 1}, got image {numbers.max()}")
-    with exact_arithmetic(), torch.enable_grad():
+    with exact_arithmetic(), deterministic(settings.deterministic), torch.enable_grad():
         yield from _Run(subject, data, settings, past, crew, maps).events()
 
 

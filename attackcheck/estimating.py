@@ -26,6 +26,7 @@ from attackcheck.attacks.plans import Stage
 from attackcheck.beside import Scope, beside_attacks
 from attackcheck.certifier import ATTACKS
 from attackcheck.claims import Claim, RadiusClaim
+from attackcheck.determinism import deterministic
 from attackcheck.engine import Past
 from attackcheck.errors import InputError
 from attackcheck.examination import SMALLEST_IMAGE
@@ -104,7 +105,7 @@ def estimate(
         raise InputError(f"expected at least one image, got none in {data.name}")
     start = clock()
     preflight.check_model(subject.model)
-    with exact_arithmetic(), torch.enable_grad():
+    with exact_arithmetic(), deterministic(settings.deterministic), torch.enable_grad():
         found = _Estimator(subject, data, settings, past, clock).estimate()
     return replace(found, calibration=clock() - start)
 

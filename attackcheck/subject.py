@@ -89,6 +89,7 @@ class Settings:
         metrics: claims about the data set as a whole, attacked once the images are done.
         shard: ``(i, n)``, examine every n-th image from the i-th on, counted from 1; None: all.
         image: examine this image alone, under its own number.
+        deterministic: operations have one result, whatever their threads do; slower on a GPU.
     """
 
     plan: Plan
@@ -111,3 +112,4 @@ class Settings:
     metrics: tuple[MetricClaim, ...] = ()
     shard: tuple[int, int] | None = None
     image: int | None = None
+    deterministic: bool = False

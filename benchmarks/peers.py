@@ -14,7 +14,9 @@ import json
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # the interpreter leaves it out 
 
 from yardstick import imagewise, pixelwise, regionwise
 from yardstick.classifiers import PEERS
+from yardstick.floor import Peak, network_passes
 from yardstick.libraries import installed
 from yardstick.report import Sheet, picture, printed, written
-from yardstick.subjects import NAMES, subject
+from yardstick.subjects import NAMES, Subject, subject
 
 LIBRARIES = {"foolbox": "foolbox", "torchattacks": "torchattacks", "adv_lib": "adv-lib"}
 QUICK = ("trial", "affine", "isounet-xs")
@@ -109,7 +112,8 @@ def _sheets(arguments: argparse.Namespace, console: Console) -> Iterator[Sheet]:
     missing = [title for module, title in LIBRARIES.items() if not installed(module)]
     if missing:
         console.print(f"not installed, so left out: {', '.join(missing)} (see benchmarks/README.md)")
-    kinds = arguments.kinds.split(",")
+    kinds, peak = arguments.kinds.split(","), Peak.measured()
+    console.print(f"{peak}; the floor of a contestant: its passes at this peak")
     for name in arguments.subjects:
         many = arguments.full or name == "trial"
         pixels = arguments.pixels or (24 if many else 4)
@@ -139,11 +143,25 @@ def _sheets(arguments: argparse.Namespace, console: Console) -> Iterator[Sheet]:
                             pixelwise.run_peer(given, peer, full=arguments.full, batch=batch, seed=arguments.seed)
                         )
             note = f"{given.note}; windows {_windows(given)}"
-            yield Sheet(name, note, [p.radius for p in given.pixels], given.certified, results)
+            row = _floor(peak, given, windows=True)
+            yield Sheet(name, note, [p.radius for p in given.pixels], given.certified, results, row=row)
         for kind, room in (("region", regionwise), ("image", imagewise)):
             if kind in kinds:
                 count = arguments.regions or (8 if arguments.full else 2)
-                yield from room.sheets(given, arguments.full, count, arguments.seed, lambda n: _wanted(arguments, n))
+                for sheet in room.sheets(given, arguments.full, count, arguments.seed, lambda n: _wanted(arguments, n)):
+                    yield replace(sheet, row=_floor(peak, given, windows=False))
+
+
+def _floor(peak: Peak, given: Subject, *, windows: bool) -> tuple[float, float]:
+    """Milliseconds of a row at the machine's peak, forward and backward: of a window, on average, or a whole image."""
+    seen = [pixel.crop.cut(given.images[pixel.image]) for pixel in given.pixels] if windows else [given.images[0]]
+    sizes = {tuple(part.shape): part for part in seen}
+    counts = Counter(tuple(part.shape) for part in seen)
+    both = [0.0, 0.0]
+    for size, part in sizes.items():
+        for way, work in enumerate(network_passes(given.model, part, many=True)):
+            both[way] += 1e3 * peak.seconds(work) * counts[size] / len(seen)
+    return both[0], both[1]
 
 
 def _windows(given: object) -> str:

@@ -6,17 +6,23 @@
 One certification is a forward pass, margins, and the sorted sums behind accuracy at one eps, labels included. Smoothing
 is SegCertify: n0 = 10 noisy copies that choose, n that test, Holm's correction. Both see the same images at the same
 radius, ``sigma Phi^-1(tau)``, after a run to warm up. Times are seconds of this process on a CPU and of the wall clock
-on a synchronised GPU, medians over the images. What the ratio is made of: the network alone would
-make it n0 + n; what is above that is drawing noise and counting votes, what is below it is our own sorting.
+on a synchronised GPU, medians over the images. What the ratio is made of: the network alone would make it n0 + n; what
+is above that is drawing noise and counting votes, what is below it is our own sorting. The floor is what operations and
+bytes take at this machine's measured peak (yardstick/floor.py): of smoothing, its forward passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # the interpreter leaves it out when asked for safe paths
+
+from yardstick.floor import Peak, certification, clock, network_passes
 
 from attackcheck.claims import LipschitzClaim
 from attackcheck.measures import FlipCosts, bounds, dataset
@@ -79,12 +85,22 @@ def main() -> None:
     alone = median(lambda i: forward(images[i]), len(images), arguments.device)[0]
     seconds, found = median(lambda i: ordinary(images[i], labels[i]), len(images), arguments.device)
     shares = [dataset.per_pixel(Measure.ACCURACY, None, found, 0), dataset.certified(Measure.ACCURACY, None, found, 0)]
-    print(f"forward pass {1e3 * alone:.2f} ms, certification {1e3 * seconds:.2f} ms: {seconds / alone:.2f} times")
+    peak, logits = Peak.measured(arguments.device), forward(images[0])
+    there, _ = network_passes(model, images[0])
+    passing, certifying = peak.seconds(there), peak.seconds(there) + peak.seconds(certification(logits))
+    print(f"{peak}; a forward pass {there.operations / 1e9:.3f} GFLOP, {there.bytes / 1e6:.2f} MB at least")
+    print(
+        f"forward pass {1e3 * alone:.2f} ms ({alone / passing:.1f} times the floor of {1e3 * passing:.2f}), "
+        f"certification {1e3 * seconds:.2f} ms ({seconds / certifying:.1f} times the floor of {1e3 * certifying:.2f}): "
+        f"{seconds / alone:.2f} times a forward pass"
+    )
     print(f"certified accuracy: {100 * shares[0]:.1f} % each pixel, {100 * shares[1]:.1f} % one budget")
     slow, counted = median(lambda i: finer(images[i], labels[i]), len(images), arguments.device)
     share = sum(right for right, _ in counted) / sum(valid for _, valid in counted)
     print(f"refined radii: {100 * share:.1f} % each pixel, {slow / alone:.2f} times a forward pass\n")
-    print("    n  accuracy  abstained  s/image  times certification  of which network  noise, votes  statistics")
+    head = "    n  accuracy  abstained  s/image  times certification  of which network  noise, votes  statistics"
+    print(head + "  floor s/image")
+    copied = peak.seconds(network_passes(model, images[0], many=True)[0])
     for n in map(int, arguments.samples.split(",")):
         smoothing = Smoothing(arguments.sigma, n=n, tau=arguments.tau, alpha=arguments.alpha)
         taken, results = median(lambda i, s=smoothing: smooth(forward_all(model), images[i], s, seed=i), len(images),
@@ -101,6 +117,7 @@ def main() -> None:
         print(
             f"{n:5d}  {100 * right / valid:7.1f} %  {100 * share:7.1f} %"
             f"  {taken:7.3f}  {ratio:19.0f}  {network:16.0f}  {ratio - network - testing:12.0f}  {testing:10.2f}"
+            f"  {(smoothing.n0 + n) * copied:13.3f}"
         )
 
 
@@ -125,14 +142,6 @@ def median(call, count: int, device: str):
         found.append(call(index))
         times.append(clock(device) - start)
     return statistics.median(times), found
-
-
-def clock(device: str) -> float:
-    """This process's own seconds on a CPU, where others may be at work; the wall clock on a synchronised GPU."""
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

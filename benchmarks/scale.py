@@ -5,7 +5,8 @@
 
 A run is `attackcheck verify --plan quick` on one image, CPU seconds of one thread (wall time on a GPU). An image costs
 its clean logits, checks, float64 examinations and judging, whatever is attacked; 1,000 pixels cost their attack calls.
-Memory is the most that the process took beyond what it had at the start. With --variants the same attack calls are made
+The floor are the operations and bytes of those calls at this machine's measured peak (yardstick/floor.py). Memory is
+the most that the process took beyond what it had at the start. With --variants the same attack calls are made
 through channels-last, bfloat16 and compiled networks, and every point that they return is judged in float32: what
 counts is how far the flips are that are left. All forms take turns; the first turn, in which `torch.compile` compiles
 for every number of rows that the attack uses, is given apart, by the wall clock.
@@ -18,6 +19,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,10 +39,16 @@ from attackcheck.attacks.objectives import PixelFlip
 from attackcheck.attacks.plans import plan
 from attackcheck.engine import run
 from attackcheck.events import Advanced, ImageStarted, RunFinished
+from attackcheck.examination import SMALLEST_IMAGE
 from attackcheck.memory import Meter
 from attackcheck.models.networks import SIZES, build, export
+from attackcheck.receptive import measure_field, windows
 from attackcheck.subject import Settings, Subject
 from attackcheck.verification import ArrayImages
+
+sys.path.insert(0, str(Path(__file__).parent))  # the interpreter leaves it out when asked for safe paths
+
+from yardstick.floor import Peak, network_passes
 
 CURVE = "64x64,128x128,256x256,256x512,512x1024,1024x2048"
 CLASSES = 19
@@ -107,7 +115,16 @@ class Watch:
 
 def measured(name: str, height: int, width: int, pixels: int, device: str) -> dict[str, Any]:
     """One run."""
-    watch = Watch(device)
+    watch, peak = Watch(device), Peak.measured(device)
+    plain = network(name).to(device)
+    picture_ = picture(height, width).to(device)
+    field = measure_field(plain, picture_) if height * width >= SMALLEST_IMAGE else None
+    cut = None if field is None else windows(field, height, width)
+    crop = None if cut is None else (cut.height, cut.width)
+    # convolutions cost the same for each pixel, so a part tells of the whole
+    part_of = picture_[:, : min(height, 256), : min(width, 256)]
+    times = height * width / math.prod(part_of.shape[1:])
+    passes = tuple(work * times for work in network_passes(plain, part_of, many=True))
     model = watch.on(network(name))
     data = ArrayImages(picture(height, width)[None])
     settings = Settings(plan=plan("quick"), pixels=pixels, device=device, audit=False)
@@ -125,15 +142,20 @@ def measured(name: str, height: int, width: int, pixels: int, device: str) -> di
         total = watch.now() - start
     if report is None:
         raise SystemExit("the run ended without a report")
-    image = height * width
+    image, (there, back) = height * width, passes
+    rows_forward = sum(attack.forward for attack in report.attacks)
+    rows_backward = sum(attack.backward for attack in report.attacks)
+    part = (1.0 if crop is None else crop[0] * crop[1] / image) / max(1, report.attacked_count)
+    floor = peak.seconds((there * rows_forward + back * rows_backward) * part)
     return {
         "network": name,
         "image": f"{height}x{width}",
         "pixels": report.attacked_count,
-        "rows forward": sum(attack.forward for attack in report.attacks),
+        "rows forward": rows_forward,
         "seconds of an image": total - attacking,
         "microseconds of a pixel of it": 1e6 * (total - attacking) / image,
         "seconds for 1,000 attacked pixels": 1e3 * attacking / max(1, report.attacked_count),
+        "floor of 1,000 attacked pixels": 1e3 * floor,
         "outside the network": attacking / inside - 1.0,
         "gigabytes": (meter.bytes or 0) / 2**30,
     }

@@ -87,6 +87,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--exit-zero", action="store_true", help="violations are no failure: for shards, whose merge has the last word"
     )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same bits in every run, also on a GPU, where it takes longer"
+    )
     parser.add_argument("--no-audit", action="store_true", help="do not look at the weights first")
     parser.add_argument("-x", "--maxfail", type=int, metavar="N", help="stop after N violations")
     parser.add_argument(
@@ -312,6 +315,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Images]:
         audit=not arguments.no_audit,
         metrics=metrics_of(arguments),
         shard=shard,
+        deterministic=arguments.deterministic,
     )
     return only(arguments, settings, data), data
 

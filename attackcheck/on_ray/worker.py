@@ -21,6 +21,7 @@ from torch import Tensor
 
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.crew import noted
+from attackcheck.determinism import deterministic
 from attackcheck.errors import in_one_line
 from attackcheck.events import Event, Finding
 from attackcheck.examination import Bench
@@ -131,6 +132,7 @@ class Worker:
         self._new: Callable[[], Bench]
         self._images: SentImages
         self._first = 0
+        self._deterministic = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def begin(self, task: bytes) -> bytes:
@@ -150,6 +152,7 @@ class Worker:
             self._scratch = tempfile.TemporaryDirectory(prefix="attackcheck-")
             settings = replace(settings, counterexamples=Path(self._scratch.name))
         self._images, self._first = task.images, settings.image or 0
+        self._deterministic = settings.deterministic
         subject = task.source(lambda: task.images[0].image)
         self._new = lambda: Bench(subject, task.images, settings)
         return Ready(os.uname().nodename, identity(subject, task.images, settings.device))
@@ -166,7 +169,7 @@ class Worker:
             if self._bench is None or number == self._first:  # a bench then also says what it thinks of the model
                 self._bench = self._new()
             tally = Tally(self._images.ignore)
-            with exact_arithmetic(), torch.enable_grad():
+            with exact_arithmetic(), deterministic(self._deterministic), torch.enable_grad():
                 for event in noted(self._bench.examine(number, tally, lambda: self._stop), tally):
                     yield pickle.dumps(Happening(event, self._files(event)), protocol=5)
         except BaseException as error:

@@ -27,6 +27,7 @@ COLUMNS = (
     "forward",
     "backward",
     "ms",
+    "floor",
     "ours as tight",
     "times slower",
 )
@@ -46,6 +47,7 @@ class Sheet:
     certified: bool
     results: list[Result]
     unit: str = "pixel"
+    row: tuple[float, float] | None = None  # milliseconds that a row takes at least, forward and backward
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each contestant: what `COLUMNS` names, numbers as numbers, None where there is none."""
@@ -74,6 +76,7 @@ class Sheet:
                     "forward": result.forward,
                     "backward": result.backward,
                     "ms": result.milliseconds,
+                    "floor": None if self.row is None else result.forward * self.row[0] + result.backward * self.row[1],
                     "ours as tight": rival,
                     "times slower": slower,
                 }
@@ -131,6 +134,7 @@ _DIGITS = {
     "forward": 0,
     "backward": 0,
     "ms": 1,
+    "floor": 1,
     "times slower": 1,
 }
 
