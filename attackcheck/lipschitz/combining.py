@@ -236,12 +236,28 @@ def _where(reading: Reading, operation: Operation, value: Value) -> None:
         values = [part for part in (chosen, other) if isinstance(part, Value)]
         reading.joined(value, [_term(reading, operation, part) for part in values])
         return
+    _compared(reading, operation, value, condition, chosen, other)
+
+
+def _mixture(reading: Reading, operation: Operation, value: Value) -> None:
+    """A mixture by weights of 0 and 1 that come from a comparison is a choice."""
+    other, chosen, weight = operation.args
+    cast = reading.producer(weight) if isinstance(weight, Value) else None
+    if cast is None or cast.name != "_to_copy" or not isinstance(cast.args[0], Value):
+        raise NoRule("a mixture whose weights are no comparison")
+    _compared(reading, operation, value, cast.args[0], chosen, other)
+
+
+def _compared(
+    reading: Reading, operation: Operation, value: Value, condition: Value, chosen: object, other: object
+) -> None:
+    """A choice by a comparison of the two that are chosen from: their maximum or minimum."""
     compared = reading.producer(condition)
-    choices = isinstance(chosen, Value) and isinstance(other, Value)
-    if choices and compared is not None and compared.name in _COMPARISONS:
+    if isinstance(chosen, Value) and isinstance(other, Value) and compared is not None:
         operands = [reading.first(o) for o in compared.args[:2] if isinstance(o, Value)]
         pair = [reading.first(chosen), reading.first(other)]
-        if len(operands) == 2 and sorted(operands, key=_order) == sorted(pair, key=_order):
+        same = len(operands) == 2 and sorted(operands, key=_order) == sorted(pair, key=_order)
+        if same and compared.name in _COMPARISONS:
             larger = _COMPARISONS[compared.name] == (operands[0] == pair[0])
             _choose(reading, operation, value, pair[0], pair[1], larger)
             return
@@ -301,6 +317,7 @@ COMBINING: Mapping[str, Rule] = {
     "linalg_vector_norm": _vector_norm,
     **dict.fromkeys(("mean", "sum"), _mean),
     "where": _where,
+    "lerp": _mixture,
     "relu": _relu,
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "hardtanh"), _clamp),
     **dict.fromkeys(CONSTANT, _constant),

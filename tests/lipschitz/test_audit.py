@@ -173,6 +173,12 @@ def sort_by_where(net: Net, x: Tensor) -> Tensor:
     return torch.cat([torch.where(swap, a, b), torch.where(swap, b, a)], 1)
 
 
+def sort_by_mixture(net: Net, x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    swap = (a < b).to(x.dtype)
+    return torch.cat([torch.lerp(a, b, swap), torch.lerp(b, a, swap)], 1)
+
+
 def group_sort(net: Net, x: Tensor) -> Tensor:
     pairs = x.view(x.shape[0], 2, 2, *x.shape[2:])
     return torch.cat([pairs.min(2, keepdim=True)[0], pairs.max(2, keepdim=True)[0]], 2).view(x.shape)
@@ -185,6 +191,8 @@ def crelu(net: Net, x: Tensor) -> Tensor:
 ACTIVE: dict[str, tuple[Callable[..., Tensor], float]] = {
     "MaxMin by halves": (max_min, 1.0),
     "MaxMin by where": (sort_by_where, 1.0),
+    "MaxMin by weights of 0 and 1": (sort_by_mixture, 1.0),
+    "larger of two by weights": (lambda n, x: torch.lerp(x, 0.5 * x, (x < 0.5 * x).to(x.dtype)), 1.25**0.5),
     "GroupSort by minimum and maximum": (group_sort, 1.0),
     "sort": (lambda n, x: x.view(1, 2, 2, 8, 6).sort(2).values.view(x.shape), 1.0),
     "positive and negative part": (crelu, 1.0),
@@ -221,6 +229,9 @@ NO_BOUND: dict[str, tuple[Callable[..., Tensor], str]] = {
     "product": (lambda n, x: x * x, "mul at the network itself"),
     "attention": (lambda n, x: (x.flatten(2).mT.softmax(2) @ x.flatten(2)).mT[..., :4, None], "bmm"),
     "choice": (lambda n, x: torch.where(x > 0.5, x, 0 * x), "where"),
+    "choice by weights": (lambda n, x: torch.lerp(0 * x, x, (x > 0.5).to(x.dtype)), "lerp"),
+    "mixture": (lambda n, x: torch.lerp(x, 3 * x, x.abs()), "lerp"),
+    "mixture in the middle": (lambda n, x: torch.lerp(x, 3 * x, (x < 3 * x) * 2.0), "lerp"),
     "rounding": (lambda n, x: x.round(), "round"),
     "branch": (lambda n, x: x * 2 if float(x.sum()) > 1 else x, "depends on the numbers of the image"),
     "numbers": (lambda n, x: torch.from_numpy(x.detach().numpy() * 5.0), "without numbers"),
