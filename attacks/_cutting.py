@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attackcheck import synchrony
 from attackcheck.errors import InputError
 
 from ._refine import Track
@@ -216,9 +217,7 @@ def least_norm(gram: Tensor, offset: Tensor, pivots: int = _PIVOTS) -> Tensor:
         weight = weight.squeeze(2)
         lacking = offset - (gram @ weight.unsqueeze(2)).squeeze(2) > 1e-9
         before, used = used, torch.where(used, weight > 0, lacking)
-        if used.device.type == "cpu" and torch.equal(
-            before, used
-        ):  # settled; elsewhere asking costs more than going on
+        if synchrony.readable(used) and torch.equal(before, used):  # elsewhere asking costs more than going on
             break
     weight = weight.nan_to_num().clamp_min(0)
     square = (weight.unsqueeze(1) @ gram @ weight.unsqueeze(2)).flatten()
