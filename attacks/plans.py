@@ -109,7 +109,7 @@ def _quick() -> tuple[Stage, ...]:
     return (Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 1}),)
 
 
-_QUICK_REGIONS = Stage("cutting", objective="region", options={"steps": 7, "planes": 7, "refine": 3})
+_QUICK_REGIONS = Stage("cutting", objective="region", options={"steps": 6, "planes": 6, "refine": 3})
 
 
 def _standard() -> tuple[Stage, ...]:

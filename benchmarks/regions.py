@@ -30,7 +30,7 @@ from attackcheck.models.shelf import NAMES, shipped
 from attackcheck.regions import RegionRequest
 
 ROWS: dict[str, tuple[str, dict[str, object]]] = {
-    "cutting, 7 steps (quick)": ("cutting", {"steps": 7, "planes": 7, "refine": 3}),
+    "cutting, 6 steps (quick)": ("cutting", {"steps": 6, "planes": 6, "refine": 3}),
     "cutting, 12 steps": ("cutting", {"steps": 12, "planes": 12}),
     "cutting (standard)": ("cutting", {}),
     "cutting, 4 aims, 60 steps": ("cutting", {"steps": 60, "planes": 60, "classes": 4}),

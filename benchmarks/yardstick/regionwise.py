@@ -134,6 +134,7 @@ def _ours() -> dict[str, tuple[Stage, ...]]:
     standard, thorough = _stages("standard"), _stages("thorough")
     return {
         "quick": _stages("quick"),
+        "cutting, 7 steps": (Stage("cutting", objective="region", options={"steps": 7, "planes": 7, "refine": 3}),),
         "cutting, 12 steps": (Stage("cutting", objective="region", options={"steps": 12, "planes": 12, "refine": 3}),),
         f"{standard[0].attack} alone": standard[:1],
         "standard": standard,

@@ -1,12 +1,16 @@
 """A folder with a network whose claim fails at some pixels, five small images with labels, and a plan of every kind."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from attackcheck.cli import main
+
+# Ray reads these once in a process, and they have to be those of every cluster that it joins later.
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 NETS = """
 import time
