@@ -124,3 +124,15 @@ def test_claims_refuse_what_they_cannot_mean():
         RadiusClaim(np.zeros((1, 2, 2))).radii(torch.zeros(1, 3, 3, 3), torch.zeros(1, 2, 3, 3), 0)
     with pytest.raises(InputError, match="image 1"):
         RadiusClaim(np.zeros((1, 3, 3))).radii(torch.zeros(1, 3, 3, 3), torch.zeros(1, 2, 3, 3), 1)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-10, 1.0, 1e20])
+@pytest.mark.parametrize("claim", [LipschitzClaim(2.0), LipschitzClaim(2.0, pixel=1.5), LipschitzClaim(2.0, "pixel")])
+def test_expansions_of_movements_of_any_size_in_float32_are_those_of_real_numbers(claim, size):
+    change = (size * torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).float()
+    distance = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    exact = change.double()
+    whole = exact.flatten(1).norm(dim=1) / (claim.lipschitz * distance)
+    alone = exact.norm(dim=1).flatten(1).amax(dim=1) / (claim.pixel_constant * distance)
+    expected = torch.maximum(whole, alone) if claim.scope == "joint" else alone
+    assert torch.allclose(claim.expansions(change, distance), expected, rtol=1e-6, atol=0.0)
