@@ -1,8 +1,6 @@
 """`python -m attackcheck` is the command line, as torchrun starts it: `torchrun -m attackcheck train`."""
 
-import sys
-
-from attackcheck.cli import main
+from attackcheck.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -9,12 +9,16 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
+from typing import NoReturn
 
 from attackcheck.commands import audit, certify, compare, inspect, merge, replay, report, selftest, train, verify
 from attackcheck.errors import InputError, in_one_line, printable
 
-__all__ = ["command_line", "main"]
+__all__ = ["command_line", "main", "run"]
+
+INTERRUPTED = 130
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -45,12 +49,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _complain(printable(str(error)), 2)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", INTERRUPTED)
     except (Exception, SystemExit) as error:
         if os.environ.get("ATTACKCHECK_TRACEBACK"):
             raise
         hint = "a fault of attackcheck or of the model's code: ATTACKCHECK_TRACEBACK=1 shows where"
         return _complain(f"could not go on: {in_one_line(error)} ({hint})", 2)
+
+
+def run() -> NoReturn:
+    """The process of a command: :func:`main`, and its exit code.
+
+    A second Ctrl-C waits for nobody: threads in native code would crash an interpreter that takes its leave.
+    """
+    code = main()
+    if code == INTERRUPTED and threading.active_count() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # there is none, or nobody reads it
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _complain(sentence: str, code: int) -> int:
@@ -60,4 +78,4 @@ def _complain(sentence: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -4,8 +4,10 @@ import json
 import pickle
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -131,6 +133,26 @@ def test_ctrl_c_prints_and_keeps_what_was_found(place, capsys):
     assert "interrupted" in out
     assert "UNSOUND" in out
     assert list((place / "attackcheck-counterexamples").glob("*.npz"))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_does_not_crash(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attackcheck", "verify", "--threads", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it for what it starts
+    )
+    time.sleep(12)  # both threads are inside an attack
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    assert "terminate" not in err
 
 
 def test_an_incomplete_run_says_so_even_when_quiet(place, capsys):

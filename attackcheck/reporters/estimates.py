@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from attackcheck.estimating import Estimate
-from attackcheck.reporters.tables import plain_table
+from attackcheck.reporters.tables import counted, plain_table
 
 __all__ = ["duration", "print_estimate", "size"]
 
@@ -13,10 +13,14 @@ __all__ = ["duration", "print_estimate", "size"]
 def print_estimate(found: Estimate, console: Console) -> None:
     """The stages, what comes on top, and one sentence with the sum."""
     rows, columns = found.size
-    table = plain_table(f"{found.images} images of {rows}x{columns}, {found.pixels} pixels of each under attack")
+    table = plain_table(
+        f"{counted(found.images, 'image')} of {rows}x{columns}, {counted(found.pixels, 'pixel')} of each under attack"
+    )
     for name in ("what", "objective", "calls", "rows", "forward", "backward", "time"):
         table.add_column(name, justify="left" if name in ("what", "objective") else "right")
     for stage in found.stages:
+        if not stage.calls:  # for pixels that other stages could not flip: not foreseen
+            continue
         passes = f"{stage.forward:,.0f}", f"{stage.backward:,.0f}"
         table.add_row(
             stage.attack, stage.objective, f"{stage.calls:,}", str(stage.rows), *passes, duration(stage.seconds)
@@ -27,7 +31,8 @@ def print_estimate(found: Estimate, console: Console) -> None:
         table.add_row(name, "once", "", "", "", "", duration(seconds))
     console.print(table)
     if found.done:
-        console.print(f"{found.done} images are done in that folder: only what is left is counted.", soft_wrap=True)
+        done = f"{counted(found.done, 'image')} {'is' if found.done == 1 else 'are'} done in that folder"
+        console.print(f"{done}: only what is left is counted.", soft_wrap=True)
     seen = "whole images" if found.crop is None else f"crops of {found.crop[0]}x{found.crop[1]}"
     beside = "" if found.workers == 1 else f", {found.workers} images side by side"
     memory = size(found.memory)
