@@ -1,5 +1,7 @@
 """The processes that train one network together, each on its share of every batch (torchrun starts them)."""
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -41,15 +43,18 @@ class Processes:
             return ALONE
         try:
             rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+            # Imported later, as DistributedDataParallel does, its functions' defaults would hold the group for good.
+            importlib.import_module("torch.distributed.nn")
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except Exception as error:  # sockets, stores and back ends all raise their own kinds
             raise InputError(f"could not meet the other processes of torchrun ({type(error).__name__})") from error
         return cls(rank, count)
 
     def leave(self) -> None:
-        """Ends the group."""
+        """Ends the group and its threads, which would abort the interpreter if they needed it while it ends."""
         if self.count > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
+            gc.collect()  # a network that was wrapped holds the group in a circle
 
     @property
     def first(self) -> bool:
