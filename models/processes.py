@@ -50,11 +50,15 @@ class Processes:
             raise InputError(f"could not meet the other processes of torchrun ({type(error).__name__})") from error
         return cls(rank, count)
 
-    def leave(self) -> None:
-        """Ends the group and its threads, which would abort the interpreter if they needed it while it ends."""
+    def leave(self, lost: bool = False) -> None:
+        """Ends the group and its threads, which would abort the interpreter if they needed it while it ends.
+
+        With `lost`, nothing is waited for: torchrun is about to end this process because another one is gone.
+        """
         if self.count > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
-            gc.collect()  # a network that was wrapped holds the group in a circle
+            if not lost:
+                gc.collect()  # a network that was wrapped holds the group in a circle
 
     @property
     def first(self) -> bool:
