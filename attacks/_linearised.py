@@ -19,9 +19,11 @@ from ._rows import (
     along,
     clip,
     downhill,
+    gaussian,
     lengths,
     loss_and_gradient,
     of_rows,
+    polar,
     select,
 )
 from ._turning import OVERSHOOT, Bests, turn
@@ -32,9 +34,13 @@ __all__ = ["linearised"]
 _FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
 _OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
 _FIRST_OVERSHOOT = 0.3
-_BENT = 1.2  # first ray over best ray
-_FARTHER = 2.0
-_NEAR_RATE, _FAR_RATE = 1.5, 0.75  # length of the first step over the radius of the first sphere
+_FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
+# Where descents of a bent row start: the image (at random), its linearised boundaries, nearest first, or as many times
+# as far away as the best point. In this order every one adds most to those before it; the third boundary leads to other
+# minima than the first, where the turns have been.
+_RANDOM = None
+_STARTS: tuple[int | float | None, ...] = (2, 2.0, 0, _RANDOM, 1, 3.0, 4, _RANDOM, 3, 1.5, 5)
+_RATE = 1.5  # length of the first step over the distance of the start
 _GAMMA = 0.05
 _MORE_TURNS, _MORE_REFINE = 10, 3
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
@@ -51,6 +57,7 @@ def linearised(
     iterations: int = 16,
     refine: int = 6,
     again: int = 0,
+    starts: int = 4,
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -65,16 +72,17 @@ def linearised(
        image). That part is annealed from .7 to .02. The first three eighths of the turns look from beyond the boundary,
        by up to .3 of the distance, which leads out of narrow dents; then the best ray goes on alone.
     3. The best direction is searched again, `refine` points.
-    4. Where turning has shortened the first ray by more than a sixth, the boundary is bent and may have nearer parts
-       that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of `fmn` from the
-       first linearised boundary, and as many from twice as far away as the best point; then the rays through both turn.
+    4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
+       nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
+       `fmn` from each of `starts` places, at least two: the third linearised boundary, twice as far away as the best
+       point, the first boundary, a random direction, the second boundary and so on; then what they found turns.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
-    `iterations` and, for each ray but the first, three eighths of them, rounded; a bent row twice `again` + 13 forward
-    and `again` + 10 backward passes more. With search = 1 the first turn looks at that point, and with `refine` below 2
-    nobody has to look beyond the last one, which saves rays and 1 forward passes.
+    `iterations` and, for each ray but the first, three eighths of them, rounded; a bent row `starts` times `again` + 13
+    forward and `again` + 10 backward passes more. With search = 1 the first turn looks at that point, and with `refine`
+    below 2 nobody has to look beyond the last one, which saves rays and 1 forward passes.
     """
     images = images.detach()
     noise = Noise(images, generator)
@@ -100,8 +108,10 @@ def linearised(
     margin = view.objective.by_margin()
     found, success = bests.searched(model, images, margin, view.loss[0], refine, reach, box)
     if again:
-        bent = success & (track.distance[:batch] > _BENT * lengths(found - images))
-        found = _descend_again(model, images, view, found, bent, again, box, noise)
+        flatness = lengths(found - images) / view.distance[0]
+        bent = success & ((flatness < _FLAT[0]) | (flatness > _FLAT[1]))
+        descents = _Descents(model, images, view, found, bent, again, box, generator)
+        found = descents.best(max(2, starts), max(2, rays))
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
@@ -128,52 +138,79 @@ def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
     return [(part, OVERSHOOT + far * max(0.0, 1 - (i + 1) / back)) for i, part in enumerate(parts)]
 
 
-def _descend_again(
-    model: Model,
-    images: Tensor,
-    view: Outlook,
-    found: Tensor,
-    bent: Tensor,
-    steps: int,
-    box: Box,
-    noise: Noise,
-) -> Tensor:
-    """Closer successes of the rows that are `bent`, by two descents each; the others as they are."""
-    index = bent.nonzero().flatten()  # the one place where the host waits for the device
-    if not len(index):
-        return found
-    rows = index.repeat(2)  # never a single row: libraries compute a batch of one by another algorithm
-    seen, wide, margin = of_rows(model, rows), images[rows], view.objective.by_margin().rows(rows)
-    shortest = lengths(found - images)[index]
-    near, far = view.distance[0][index], _FARTHER * shortest
-    points, norm = descend(
-        seen,
-        wide,
-        margin,
-        torch.cat([across(near, images) * view.direction[0][index], _FARTHER * (found - images)[index]]),
-        torch.cat([torch.full_like(near, torch.inf), far]),
-        torch.cat([_NEAR_RATE * near, _FAR_RATE * far]),
-        steps=steps,
-        gamma=_GAMMA,
-        box=box,
-        noise=noise.rows(rows),
-    )
-    points, reached = polish(
-        seen,
-        wide,
-        margin,
-        points,
-        norm,
-        view.loss[0][rows],
-        turns=_MORE_TURNS,
-        refine=_MORE_REFINE,
-        box=box,
-        noise=noise.rows(rows),
-    )
-    length, end = torch.where(reached, lengths(points - wide), torch.inf).reshape(2, -1).min(0)
-    points = points.reshape(2, -1, *images.shape[1:])[end, torch.arange(len(index), device=index.device)]
-    points = select(length < shortest, points, found[index])
-    return found.index_copy(0, index, points)
+class _Descents:
+    """Descents of `steps` steps of the rows that are `bent` (B,), from several places each; `found` succeeds there."""
+
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor,
+        view: Outlook,
+        found: Tensor,
+        bent: Tensor,
+        steps: int,
+        box: Box,
+        generator: Generators,
+    ) -> None:
+        self._model, self._images, self._view, self._found = model, images, view, found
+        self._steps, self._box, self._generator = steps, box, generator
+        self._index = bent.nonzero().flatten()  # the one place where the host waits for the device
+        self._so_far = (found - images)[self._index]
+        self._shortest = lengths(self._so_far)
+
+    def best(self, starts: int, together: int) -> Tensor:
+        """Closer successes of the bent rows, the others as they are; `together` descents of a row at once."""
+        points = self._found
+        if len(self._index):
+            together = min(together, starts)
+            for begin in range(0, starts, together):
+                # never a single row: libraries compute a batch of one by another algorithm
+                first = min(begin, starts - together)
+                points = self._closer(points, [self._start(first + i) for i in range(together)])
+        return points
+
+    def _start(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Perturbation (b, C, H, W), radius of the first sphere (b,), infinite for a search, length of a step (b,)."""
+        place = _STARTS[number] if number < len(_STARTS) else _RANDOM
+        free = torch.full_like(self._shortest, torch.inf)
+        if isinstance(place, float):
+            radius = place * self._shortest
+            return place * self._so_far, radius, _RATE * radius
+        if place is None or place >= len(self._view.distance):
+            way, distance = self._random(number), self._shortest
+        else:
+            way = self._view.direction[place][self._index]
+            # where gradients vanish, the linearised boundary is anywhere
+            distance = torch.minimum(self._view.distance[place][self._index], 2 * self._shortest)
+        return across(distance, way) * way, free, _RATE * distance
+
+    def _random(self, number: int) -> Tensor:
+        generator = self._generator
+        if generator is None:  # other numbers for every start, the same for all rows in any batch
+            generator = [torch.Generator().manual_seed(number) for _ in self._index]
+        elif not isinstance(generator, torch.Generator):
+            generator = [generator[row] for row in self._index.tolist()]
+        return polar(gaussian(self._so_far, generator))[0]
+
+    def _closer(self, points: Tensor, starts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """The closest of `points` (B, C, H, W) and what descents from these places find."""
+        view, box, count = self._view, self._box, len(starts)
+        rows = self._index.repeat(count)
+        seen, wide, margin = of_rows(self._model, rows), self._images[rows], view.objective.by_margin().rows(rows)
+        noise = Noise(self._images, self._generator).rows(rows)
+        start, epsilon, first = (torch.cat(parts) for parts in zip(*starts, strict=True))
+        found, norm = descend(
+            seen, wide, margin, start, epsilon, first, steps=self._steps, gamma=_GAMMA, box=box, noise=noise
+        )
+        loss = view.loss[0][rows]
+        found, success = polish(
+            seen, wide, margin, found, norm, loss, turns=_MORE_TURNS, refine=_MORE_REFINE, box=box, noise=noise
+        )
+        length, end = torch.where(success, lengths(found - wide), torch.inf).reshape(count, -1).min(0)
+        found = found.reshape(count, -1, *found.shape[1:])[end, torch.arange(len(end), device=end.device)]
+        before = points[self._index]
+        nearer = length < lengths(before - self._images[self._index])
+        return points.index_copy(0, self._index, select(nearer, found, before))
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

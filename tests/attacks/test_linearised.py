@@ -61,6 +61,31 @@ def test_costs_are_as_documented() -> None:
         assert count == 2 * expected
 
 
+@pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 12])
+def test_only_bent_rows_are_descended_again_from_every_start(starts: int) -> None:
+    """Of two classes, so that all places but the first boundary and those beyond the best point are drawn."""
+    flat, bent = exact.affine_conv(classes=2).double(), Saturating(3.0).double()
+    images = torch.stack([picture(0), picture(1)])
+    objective = PixelFlip(torch.tensor([1, 2]), torch.tensor([2, 3]))
+    options = {"rays": 2, "search": 2, "iterations": 8, "refine": 3}
+    costs = {}
+    for model in (flat, bent):
+        for again in (0, 5):
+            count = 0
+
+            def counted(x: Tensor, model: nn.Module = model) -> Tensor:
+                nonlocal count
+                count += x.shape[0]
+                return model(x)  # type: ignore[no-any-return]
+
+            found = linearised(counted, images, objective, again=again, starts=starts, **options)  # type: ignore[arg-type]
+            costs[model, again] = count, (found - images).flatten(1).norm(dim=1)
+    assert costs[flat, 0][0] == costs[flat, 5][0]
+    descents = max(2, starts + starts % 2)  # two at once; where one is left over, it has company
+    assert costs[bent, 5][0] == costs[bent, 0][0] + 2 * descents * (5 + 13)
+    assert (costs[bent, 5][1] <= costs[bent, 0][1] * (1 + 1e-9)).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
 @pytest.mark.parametrize("seed", range(3))
 def test_lipschitz_ascent_reaches_the_norm_of_an_affine_map(seed: int, dtype: torch.dtype) -> None:
