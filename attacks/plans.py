@@ -120,7 +120,7 @@ def _standard() -> tuple[Stage, ...]:
     return (
         # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would, and
         # descending again what turning misses where boundaries are bent: networks without constraints, mostly
-        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 32}),
+        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 24}),
         Stage("ddn", pixels=2, options={"steps": 40}),
         Stage("cw", pixels=1, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
