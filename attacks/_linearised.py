@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._fmn import descend, polish
+from ._lagrangian import leap
 from ._newton import Outlook, outlook
 from ._refine import Track, shoot, shrink
 from ._rows import (
@@ -35,6 +37,7 @@ _FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
 _OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
 _FIRST_OVERSHOOT = 0.3
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
+_EVEN = (0.9, 1.45)  # slope of an even margin at its boundary, whose class may be another one, over that at the image
 # Where descents of a bent row start: the image (at random), its linearised boundaries, nearest first, or as many times
 # as far away as the best point. In this order every one adds most to those before it; the third boundary leads to other
 # minima than the first, where the turns have been.
@@ -57,7 +60,8 @@ def linearised(
     iterations: int = 16,
     refine: int = 6,
     again: int = 0,
-    starts: int = 4,
+    starts: int = 2,
+    leaps: int = 0,
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -75,14 +79,18 @@ def linearised(
     4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
        nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
        `fmn` from each of `starts` places, at least two: the third linearised boundary, twice as far away as the best
-       point, the first boundary, a random direction, the second boundary and so on; then what they found turns.
+       point, the first boundary, a random direction, the second boundary and so on. Where the margin's slope at the
+       boundary is more than a tenth below or .45 above that at the image, as on many pixels of networks without
+       constraints, `leaps` steps down an augmented Lagrangian leave local minima that all of these end in.
+       Then what they found turns.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
-    `iterations` and, for each ray but the first, three eighths of them, rounded; a bent row `starts` times `again` + 13
-    forward and `again` + 10 backward passes more. With search = 1 the first turn looks at that point, and with `refine`
-    below 2 nobody has to look beyond the last one, which saves rays and 1 forward passes.
+    `iterations` and, for each ray but the first, three eighths of them, rounded. With `again`, one each more to look at
+    the slope, and for a bent row `starts` times `again` + 13 and `leaps` + 13 forward, and 3 less each backward. With
+    search = 1 the first turn looks at that point, and with `refine` below 2 nobody has to look beyond the last one,
+    which saves rays and 1 forward passes.
     """
     images = images.detach()
     noise = Noise(images, generator)
@@ -108,10 +116,13 @@ def linearised(
     margin = view.objective.by_margin()
     found, success = bests.searched(model, images, margin, view.loss[0], refine, reach, box)
     if again:
-        flatness = lengths(found - images) / view.distance[0]
-        bent = success & ((flatness < _FLAT[0]) | (flatness > _FLAT[1]))
-        descents = _Descents(model, images, view, found, bent, again, box, generator)
-        found = descents.best(max(2, starts), max(2, rays))
+        _, gradient = loss_and_gradient(model, margin, found)
+        ratio, slope = lengths(found - images) / view.distance[0], lengths(gradient) * view.distance[0] / view.loss[0]
+        steep = success & ((slope < _EVEN[0]) | (slope > _EVEN[1]))
+        bent = steep | success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1]))
+        found = _Descents(model, images, view, found, bent, box, generator).descended(again, max(2, starts), rays)
+        if leaps:
+            found = _Descents(model, images, view, found, steep, box, generator).leapt(leaps)
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
@@ -138,36 +149,60 @@ def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
     return [(part, OVERSHOOT + far * max(0.0, 1 - (i + 1) / back)) for i, part in enumerate(parts)]
 
 
+class _Part(NamedTuple):
+    """Rows that descend at once."""
+
+    index: Tensor
+    model: Model
+    images: Tensor
+    objective: Objective
+    loss: Tensor  # at the image
+    noise: Noise
+
+    @property
+    def attacked(self) -> tuple[Model, Tensor, Objective]:
+        return self.model, self.images, self.objective
+
+
 class _Descents:
-    """Descents of `steps` steps of the rows that are `bent` (B,), from several places each; `found` succeeds there."""
+    """Descents of some `rows` (B,) bool, which succeed at `found` (B, C, H, W)."""
 
     def __init__(
-        self,
-        model: Model,
-        images: Tensor,
-        view: Outlook,
-        found: Tensor,
-        bent: Tensor,
-        steps: int,
-        box: Box,
-        generator: Generators,
+        self, model: Model, images: Tensor, view: Outlook, found: Tensor, rows: Tensor, box: Box, generator: Generators
     ) -> None:
         self._model, self._images, self._view, self._found = model, images, view, found
-        self._steps, self._box, self._generator = steps, box, generator
-        self._index = bent.nonzero().flatten()  # the one place where the host waits for the device
+        self._box, self._generator = box, generator
+        self._index = rows.nonzero().flatten()  # the one place where the host waits for the device
         self._so_far = (found - images)[self._index]
         self._shortest = lengths(self._so_far)
 
-    def best(self, starts: int, together: int) -> Tensor:
-        """Closer successes of the bent rows, the others as they are; `together` descents of a row at once."""
+    def descended(self, steps: int, starts: int, together: int) -> Tensor:
+        """The closest successes known, after `fmn` from several places; `together` of them, at least two, at once."""
         points = self._found
-        if len(self._index):
-            together = min(together, starts)
-            for begin in range(0, starts, together):
-                # never a single row: libraries compute a batch of one by another algorithm
-                first = min(begin, starts - together)
-                points = self._closer(points, [self._start(first + i) for i in range(together)])
+        if not len(self._index):
+            return points
+        together = min(max(2, together), starts)
+        for begin in range(0, starts, together):
+            # never a single row: libraries compute a batch of one by another algorithm
+            number = min(begin, starts - together)
+            part = self._rows(together)
+            places = [self._start(number + i) for i in range(together)]
+            start, epsilon, first = (torch.cat(values) for values in zip(*places, strict=True))
+            found, norm = descend(
+                *part.attacked, start, epsilon, first, steps=steps, gamma=_GAMMA, box=self._box, noise=part.noise
+            )
+            points = self._closer(points, part, found, norm)
         return points
+
+    def leapt(self, steps: int) -> Tensor:
+        """The closest successes known, after a descent that leaves local minima."""
+        if not len(self._index):
+            return self._found
+        part = self._rows(1 if len(self._index) > 1 else 2)
+        found, norm = leap(
+            *part.attacked, self._view.distance[0][part.index], part.loss, steps=steps, box=self._box, noise=part.noise
+        )
+        return self._closer(self._found, part, found, norm)
 
     def _start(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Perturbation (b, C, H, W), radius of the first sphere (b,), infinite for a search, length of a step (b,)."""
@@ -192,21 +227,20 @@ class _Descents:
             generator = [generator[row] for row in self._index.tolist()]
         return polar(gaussian(self._so_far, generator))[0]
 
-    def _closer(self, points: Tensor, starts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """The closest of `points` (B, C, H, W) and what descents from these places find."""
-        view, box, count = self._view, self._box, len(starts)
-        rows = self._index.repeat(count)
-        seen, wide, margin = of_rows(self._model, rows), self._images[rows], view.objective.by_margin().rows(rows)
-        noise = Noise(self._images, self._generator).rows(rows)
-        start, epsilon, first = (torch.cat(parts) for parts in zip(*starts, strict=True))
-        found, norm = descend(
-            seen, wide, margin, start, epsilon, first, steps=self._steps, gamma=_GAMMA, box=box, noise=noise
-        )
-        loss = view.loss[0][rows]
+    def _rows(self, count: int) -> _Part:
+        """Each of the rows `count` times."""
+        index = self._index.repeat(count)
+        margin, noise = self._view.objective.by_margin().rows(index), Noise(self._images, self._generator).rows(index)
+        return _Part(index, of_rows(self._model, index), self._images[index], margin, self._view.loss[0][index], noise)
+
+    def _closer(self, points: Tensor, part: _Part, found: Tensor, norm: Tensor) -> Tensor:
+        """The closest of `points` (B, C, H, W) and of `found`, at distances `norm`, once its rays have turned."""
         found, success = polish(
-            seen, wide, margin, found, norm, loss, turns=_MORE_TURNS, refine=_MORE_REFINE, box=box, noise=noise
-        )
-        length, end = torch.where(success, lengths(found - wide), torch.inf).reshape(count, -1).min(0)
+            *part.attacked, found, norm, part.loss, turns=_MORE_TURNS, refine=_MORE_REFINE, box=self._box,
+            noise=part.noise,
+        )  # fmt: skip
+        count = len(part.index) // len(self._index)
+        length, end = torch.where(success, lengths(found - part.images), torch.inf).reshape(count, -1).min(0)
         found = found.reshape(count, -1, *found.shape[1:])[end, torch.arange(len(end), device=end.device)]
         before = points[self._index]
         nearer = length < lengths(before - self._images[self._index])

@@ -120,7 +120,7 @@ def _standard() -> tuple[Stage, ...]:
     return (
         # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would, and
         # descending again what turning misses where boundaries are bent: networks without constraints, mostly
-        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 24}),
+        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 24, "leaps": 100}),
         Stage("ddn", pixels=2, options={"steps": 40}),
         Stage("cw", pixels=1, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
@@ -140,7 +140,9 @@ def _standard() -> tuple[Stage, ...]:
 def _thorough() -> tuple[Stage, ...]:
     return (
         *_standard()[:1],  # other local minima than the longer run below: more turns are no superset of fewer
-        Stage("linearised", options={"classes": 20, "rays": 4, "iterations": 40, "again": 60, "starts": 12}),
+        Stage(
+            "linearised", options={"classes": 20, "rays": 4, "iterations": 40, "again": 60, "starts": 8, "leaps": 300}
+        ),
         Stage("ddn", options={"steps": 100, "classes": 20}),
         Stage("fmn", options={"steps": 100, "classes": 20}),
         Stage("cw", pixels=16, options={"steps": 50, "searches": 6}),

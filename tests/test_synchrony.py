@@ -109,6 +109,7 @@ def waits(probe, name, objective, options, model=None):
         ("linearised", "pixel", "search", {}),
         ("linearised", "pixel", "refine", {}),
         ("linearised", "pixel", "again", {"iterations": 4}),
+        ("linearised", "pixel", "leaps", {"iterations": 4, "again": 2}),
         ("linearised", "region", "descent", {}),
         ("ddn", "pixel", "steps", {}),
         ("ddn", "region", "steps", {}),

@@ -51,7 +51,7 @@ def test_costs_are_as_documented() -> None:
     for attack, options, expected in (
         (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 2) + 3 + 3),
         # an affine boundary is not bent: nothing is done again
-        (linearised, {"search": 2, "iterations": 5, "refine": 3, "again": 20}, 2 + 2 + 5 + 3),
+        (linearised, {"search": 2, "iterations": 5, "refine": 3, "again": 20, "leaps": 9}, 2 + 2 + 5 + 3 + 1),
         (fmn, {"steps": 20, "turns": 6, "refine": 4}, 1 + 20 + 6 + 4),
         (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
         (cw, {"steps": 7, "searches": 3, "refine": 4}, 1 + 21 + 4),
@@ -61,8 +61,9 @@ def test_costs_are_as_documented() -> None:
         assert count == 2 * expected
 
 
+@pytest.mark.parametrize("leaps", [0, 7])
 @pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 12])
-def test_only_bent_rows_are_descended_again_from_every_start(starts: int) -> None:
+def test_only_bent_rows_are_descended_again_from_every_start(starts: int, leaps: int) -> None:
     """Of two classes, so that all places but the first boundary and those beyond the best point are drawn."""
     flat, bent = exact.affine_conv(classes=2).double(), Saturating(3.0).double()
     images = torch.stack([picture(0), picture(1)])
@@ -78,11 +79,13 @@ def test_only_bent_rows_are_descended_again_from_every_start(starts: int) -> Non
                 count += x.shape[0]
                 return model(x)  # type: ignore[no-any-return]
 
-            found = linearised(counted, images, objective, again=again, starts=starts, **options)  # type: ignore[arg-type]
+            extra = {"again": again, "starts": starts, "leaps": leaps}
+            found = linearised(counted, images, objective, **extra, **options)  # type: ignore[arg-type]
             costs[model, again] = count, (found - images).flatten(1).norm(dim=1)
-    assert costs[flat, 0][0] == costs[flat, 5][0]
+    assert costs[flat, 5][0] == costs[flat, 0][0] + 2
     descents = max(2, starts + starts % 2)  # two at once; where one is left over, it has company
-    assert costs[bent, 5][0] == costs[bent, 0][0] + 2 * descents * (5 + 13)
+    slope_falls = 2 * (leaps + 13) if leaps else 0
+    assert costs[bent, 5][0] == costs[bent, 0][0] + 2 * (1 + descents * (5 + 13)) + slope_falls
     assert (costs[bent, 5][1] <= costs[bent, 0][1] * (1 + 1e-9)).all()
 
 
