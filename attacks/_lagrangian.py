@@ -14,7 +14,7 @@ _FIRST_STEP = 2.0  # length of the first step over the linearised distance
 _LAST_RATE = 1e-3  # of the steps' rate after the last one, over the first
 _MEMORY = 0.9  # of all averages, and the momentum
 _PATIENCE, _IMPROVED, _GROWTH = 10, 0.95, 1.2
-_LEAST, _MOST = 1e-6, 1e12  # multiplier
+_LEAST, _MOST = 1e-6, 1e12  # multiplier, and the penalty's part of a step, which is divided by its own average
 
 
 def leap(
@@ -42,10 +42,12 @@ def leap(
     multiplier, weight = torch.ones_like(unit), torch.ones_like(unit)
     best, best_norm = images, torch.full_like(unit, torch.inf)
     found_at = torch.full_like(unit, steps)
-    before, rate = torch.ones_like(unit), torch.ones_like(unit)
+    before = torch.ones_like(unit)
+    # at the image the slope is one margin per unit
+    rate = _FIRST_STEP / _slope(before, weight, multiplier) * unit
     for step in range(steps):
         goal, gradient = loss_and_gradient(model, objective, images + delta)
-        norm, loss = lengths(delta), goal.loss / margin
+        norm, loss = lengths(delta), (goal.loss / margin).nan_to_num()
         closer = goal.success & (norm < best_norm)
         found_at = torch.where(goal.success & (best_norm == torch.inf), step, found_at)
         best, best_norm = select(closer, images + delta, best), torch.where(closer, norm, best_norm)
@@ -56,11 +58,12 @@ def leap(
         if step:
             multiplier = torch.lerp(_slope(loss, weight, multiplier), multiplier, _MEMORY).clamp(_LEAST, _MOST)
         push = _slope(loss, weight, multiplier) * slope * unit / margin
+        push = push.nan_to_num(nan=0.0).clamp_max(_MOST)
         move = across(push, way) * way
         if step:
             move = move.addcmul_(across(1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), delta), delta, value=-1)
-        else:
-            rate = _FIRST_STEP * unit / lengths(move).clamp_min(torch.finfo(norm.dtype).tiny)
+        else:  # without a slope the first step goes anywhere
+            move = select(push > 0, move, way)
         part = (step - found_at).clamp_min(0) / (steps - found_at).clamp_min(1)
         squares = squares.mul_(_MEMORY).addcmul_(move, move, value=1 - _MEMORY)
         momentum = momentum.mul_(_MEMORY).addcdiv_(move, squares.sqrt().add_(1e-8))

@@ -120,9 +120,11 @@ def linearised(
         ratio, slope = lengths(found - images) / view.distance[0], lengths(gradient) * view.distance[0] / view.loss[0]
         steep = success & ((slope < _EVEN[0]) | (slope > _EVEN[1]))
         bent = steep | success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1]))
-        found = _Descents(model, images, view, found, bent, box, generator).descended(again, max(2, starts), rays)
+        found = _Descents(model, images, view, found, bent, box, noise, generator).descended(
+            again, max(2, starts), rays
+        )
         if leaps:
-            found = _Descents(model, images, view, found, steep, box, generator).leapt(leaps)
+            found = _Descents(model, images, view, found, steep, box, noise, generator).leapt(leaps)
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
@@ -168,10 +170,18 @@ class _Descents:
     """Descents of some `rows` (B,) bool, which succeed at `found` (B, C, H, W)."""
 
     def __init__(
-        self, model: Model, images: Tensor, view: Outlook, found: Tensor, rows: Tensor, box: Box, generator: Generators
+        self,
+        model: Model,
+        images: Tensor,
+        view: Outlook,
+        found: Tensor,
+        rows: Tensor,
+        box: Box,
+        noise: Noise,
+        generator: Generators,
     ) -> None:
         self._model, self._images, self._view, self._found = model, images, view, found
-        self._box, self._generator = box, generator
+        self._box, self._noise, self._generator = box, noise, generator
         self._index = rows.nonzero().flatten()  # the one place where the host waits for the device
         self._so_far = (found - images)[self._index]
         self._shortest = lengths(self._so_far)
@@ -220,18 +230,19 @@ class _Descents:
         return across(distance, way) * way, free, _RATE * distance
 
     def _random(self, number: int) -> Tensor:
-        generator = self._generator
-        if generator is None:  # other numbers for every start, the same for all rows in any batch
-            generator = [torch.Generator().manual_seed(number) for _ in self._index]
-        elif not isinstance(generator, torch.Generator):
-            generator = [generator[row] for row in self._index.tolist()]
-        return polar(gaussian(self._so_far, generator))[0]
+        """By fresh generators: how many numbers the given ones have drawn may depend on other rows of the batch."""
+        given = self._generator
+        if isinstance(given, torch.Generator):
+            return polar(gaussian(self._so_far, _fresh(given, number)))[0]
+        rows = self._index.tolist()
+        fresh = [torch.Generator().manual_seed(number) if given is None else _fresh(given[row], number) for row in rows]
+        return polar(gaussian(self._so_far, fresh))[0]
 
     def _rows(self, count: int) -> _Part:
         """Each of the rows `count` times."""
         index = self._index.repeat(count)
-        margin, noise = self._view.objective.by_margin().rows(index), Noise(self._images, self._generator).rows(index)
-        return _Part(index, of_rows(self._model, index), self._images[index], margin, self._view.loss[0][index], noise)
+        margin, loss = self._view.objective.by_margin().rows(index), self._view.loss[0][index]
+        return _Part(index, of_rows(self._model, index), self._images[index], margin, loss, self._noise.rows(index))
 
     def _closer(self, points: Tensor, part: _Part, found: Tensor, norm: Tensor) -> Tensor:
         """The closest of `points` (B, C, H, W) and of `found`, at distances `norm`, once its rays have turned."""
@@ -245,6 +256,11 @@ class _Descents:
         before = points[self._index]
         nearer = length < lengths(before - self._images[self._index])
         return points.index_copy(0, self._index, select(nearer, found, before))
+
+
+def _fresh(given: torch.Generator, number: int) -> torch.Generator:
+    """The generator of this number that belongs to one, whatever that has drawn."""
+    return torch.Generator(given.device).manual_seed((given.initial_seed() + number + 1) % 2**63)
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from attackcheck.attacks import PixelFlip, cw, ddn, fmn, linearised, lipschitz_ascent
+from attackcheck.attacks._lagrangian import leap
+from attackcheck.attacks._rows import Noise
 from attackcheck.models import exact
 
 
@@ -59,6 +61,33 @@ def test_costs_are_as_documented() -> None:
         count = 0
         attack(counted, images, objective, **options)  # type: ignore[operator]
         assert count == 2 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
+@pytest.mark.parametrize("unit", [1e-30, 5e-7, 1.0, 1e6])
+@pytest.mark.parametrize("loss", [0.0, 1e-30, 1.0, 1e30])
+def test_leaps_ask_for_finite_points_only(loss: float, unit: float, dtype: torch.dtype) -> None:
+    """Ties, slopes of zero, margins and distances of any size, and logits that are not finite far away."""
+    images = torch.stack([picture(0), picture(1), picture(2)]).to(dtype)
+    largest = 0.0
+
+    def model(x: Tensor) -> Tensor:
+        nonlocal largest
+        assert torch.isfinite(x).all()
+        largest = max(largest, float((x - images).detach().abs().max()))
+        s = (x - images).sum((1, 2, 3))[:, None, None, None]
+        dead = torch.tensor([1.0, 0.0, 1.0], dtype=dtype).reshape(-1, 1, 1, 1)  # the second row has no gradient
+        odd = torch.tensor([0.0, 0.0, torch.nan], dtype=dtype).reshape(-1, 1, 1, 1)  # the third gets lost
+        rival = s * dead - loss + torch.where(s.abs() > unit, odd, 0)
+        return torch.cat([torch.zeros_like(rival), rival, rival - 1], 1).expand(-1, -1, 6, 6)
+
+    where = torch.tensor([1, 2, 3])
+    objective = PixelFlip(where, where).bind(model(images))
+    distance, start = torch.full((3,), unit, dtype=dtype), torch.full((3,), loss, dtype=dtype)
+    points, norm = leap(model, images, objective, distance, start, steps=30, box=None, noise=Noise(images, None))
+    assert torch.isfinite(points).all()
+    assert largest > 0 or unit < 1e-6  # less than float32 can add to an image
+    assert torch.equal(torch.isfinite(norm), (points != images).flatten(1).any(1))
 
 
 @pytest.mark.parametrize("leaps", [0, 7])
