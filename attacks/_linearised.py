@@ -154,7 +154,7 @@ def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
 class _Part(NamedTuple):
     """Rows that descend at once."""
 
-    index: Tensor
+    origin: Tensor  # (b,) rows of the attack
     model: Model
     images: Tensor
     objective: Objective
@@ -210,7 +210,7 @@ class _Descents:
             return self._found
         part = self._rows(1 if len(self._index) > 1 else 2)
         found, norm = leap(
-            *part.attacked, self._view.distance[0][part.index], part.loss, steps=steps, box=self._box, noise=part.noise
+            *part.attacked, self._view.distance[0][part.origin], part.loss, steps=steps, box=self._box, noise=part.noise
         )
         return self._closer(self._found, part, found, norm)
 
@@ -250,7 +250,7 @@ class _Descents:
             *part.attacked, found, norm, part.loss, turns=_MORE_TURNS, refine=_MORE_REFINE, box=self._box,
             noise=part.noise,
         )  # fmt: skip
-        count = len(part.index) // len(self._index)
+        count = len(part.origin) // len(self._index)
         length, end = torch.where(success, lengths(found - part.images), torch.inf).reshape(count, -1).min(0)
         found = found.reshape(count, -1, *found.shape[1:])[end, torch.arange(len(end), device=end.device)]
         before = points[self._index]
