@@ -38,9 +38,8 @@ _OPENING = 0.375  # share of the turns in which all rays take part and step far 
 _FIRST_OVERSHOOT = 0.3
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
 _EVEN = (0.9, 1.45)  # slope of an even margin at its boundary, whose class may be another one, over that at the image
-# Where descents of a bent row start: the image (at random), its linearised boundaries, nearest first, or as many times
-# as far away as the best point. In this order every one adds most to those before it; the third boundary leads to other
-# minima than the first, where the turns have been.
+# Where descents of a bent row start: a whole number is one of the linearised boundaries, nearest first, any other says
+# how many times as far away as the best point. The turns came from the first two boundaries, so others are first.
 _RANDOM = None
 _STARTS: tuple[int | float | None, ...] = (2, 2.0, 0, _RANDOM, 1, 3.0, 4, _RANDOM, 3, 1.5, 5)
 _RATE = 1.5  # length of the first step over the distance of the start
@@ -182,7 +181,7 @@ class _Descents:
     ) -> None:
         self._model, self._images, self._view, self._found = model, images, view, found
         self._box, self._noise, self._generator = box, noise, generator
-        self._index = rows.nonzero().flatten()  # the one place where the host waits for the device
+        self._index = rows.nonzero().flatten()  # here the host waits for the device, once for each kind of descent
         self._so_far = (found - images)[self._index]
         self._shortest = lengths(self._so_far)
 

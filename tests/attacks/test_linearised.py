@@ -90,6 +90,40 @@ def test_leaps_ask_for_finite_points_only(loss: float, unit: float, dtype: torch
     assert torch.equal(torch.isfinite(norm), (points != images).flatten(1).any(1))
 
 
+class Hidden(nn.Module):
+    """A boundary straight ahead at distance 1, and a nearer one that no gradient shows near the image or the first."""
+
+    def __init__(self, near: float, hint: float) -> None:
+        super().__init__()
+        self.near = near
+        sign = torch.randint(2, (108,), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+        sign[0] = 0
+        ahead = hint * sign  # all that the way ahead has of the way to the side
+        ahead[0] = 1
+        self.side, self.ahead = sign / sign.norm(), ahead / ahead.norm()
+
+    def forward(self, images: Tensor) -> Tensor:
+        delta = (images - 0.5).flatten(1)
+        ahead, side = delta @ self.ahead, delta @ self.side
+        first = torch.where(ahead < 0.5, ahead, 0.5 + 3 * (ahead - 0.5)) - 2
+        second = torch.where(side < 0.3, torch.full_like(side, -4), 6 * (side - self.near))
+        logits = torch.stack([torch.zeros_like(first), first, second], 1)
+        return logits[:, :, None, None].expand(-1, -1, 6, 6)
+
+
+@pytest.mark.parametrize("near", [0.5, 0.7])
+@pytest.mark.parametrize("hint", [0.03, 0.05])
+def test_leaps_find_the_boundary_that_descents_cannot_see(near: float, hint: float) -> None:
+    images, where = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64), torch.tensor([1, 2])
+    model, objective = Hidden(near, hint), PixelFlip(where, where)
+    options = {"rays": 2, "search": 2, "refine": 4, "again": 24}
+    for leaps, least, most in ((0, 1.0, 1.001), (100, near, 1.03 * near)):
+        found = linearised(model, images, objective, leaps=leaps, **options)  # type: ignore[arg-type]
+        distance = (found - images).flatten(1).norm(dim=1)
+        assert (model(found)[:, :, 0, 0].argmax(1) != 0).all()
+        assert ((distance >= least) & (distance <= most)).all()
+
+
 @pytest.mark.parametrize("leaps", [0, 7])
 @pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 12])
 def test_only_bent_rows_are_descended_again_from_every_start(starts: int, leaps: int) -> None:
