@@ -24,7 +24,7 @@ __all__ = ["StageCost", "StageCosts"]
 
 Model = Callable[[Tensor], Tensor]
 
-REHEARSED, FEWEST, MOST = 3.0, 4, 48
+REHEARSED, FEWEST, MOST = 6.0, 4, 48
 """Seconds that a rehearsal may take, about; and the number of its pixels, whatever it takes, at least and at most."""
 
 
