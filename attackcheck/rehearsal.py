@@ -96,8 +96,9 @@ class Rehearsed:
 
 def depends_on_boundaries(stage: Stage) -> bool:
     """Whether this attack makes more passes where boundaries are bent: pixels that it descends again."""
-    parameter = inspect.signature(registry.get(stage.attack).function).parameters.get("again")
-    return stage.objective == "pixel" and parameter is not None and stage.options.get("again", parameter.default) != 0
+    parameters = inspect.signature(registry.get(stage.attack).function).parameters
+    numbers = [stage.options.get(name, parameters[name].default) for name in ("again", "leaps") if name in parameters]
+    return stage.objective == "pixel" and any(numbers)
 
 
 def rehearse(stage: Stage, settings: Settings, model: Model, work: ImageWork) -> Rehearsed:

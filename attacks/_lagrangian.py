@@ -10,7 +10,6 @@ from .objectives import Objective
 
 __all__ = ["leap"]
 
-_FIRST_STEP = 2.0  # length of the first step over the linearised distance
 _LAST_RATE = 1e-3  # of the steps' rate after the last one, over the first
 _MEMORY = 0.9  # of all averages, and the momentum
 _PATIENCE, _IMPROVED, _GROWTH = 10, 0.95, 1.2
@@ -23,6 +22,7 @@ def leap(
     objective: Objective,
     distance: Tensor,
     start: Tensor,
+    stride: Tensor,
     *,
     steps: int,
     box: Box,
@@ -31,9 +31,10 @@ def leap(
     """Descends length + penalty of the margin from the image (Rony et al. 2021, ALMA, with the penalty P2 of Birgin).
 
     Lengths are counted in linearised distances `distance` (B,), margins in those at the image, `start` (B,). The
-    published attack starts with a step to the boundary and anneals a hundredfold; this one starts with twice that and
-    anneals a thousandfold in a tenth of its steps, for others may polish what it finds. RMSProp moves all values of the
-    window, so that rows see far more of it than along gradients, and with momentum they leave local minima.
+    published attack starts with a step to the boundary and anneals a hundredfold; here the first step has a length of
+    `stride` (B,), better several times as far, and rates are annealed a thousandfold in a fifth of its steps, for
+    others may polish what it finds. RMSProp moves all values of the window, so that rows see far more of it than along
+    gradients, and with momentum they leave local minima.
     Returns the closest success of each row (B, C, H, W) with its distance (B,), or the image and infinity.
     Costs `steps` forward and backward passes.
     """
@@ -44,7 +45,7 @@ def leap(
     found_at = torch.full_like(unit, steps)
     before = torch.ones_like(unit)
     # at the image the slope is one margin per unit
-    rate = _FIRST_STEP / _slope(before, weight, multiplier) * unit
+    rate = stride / _slope(before, weight, multiplier) * unit
     for step in range(steps):
         goal, gradient = loss_and_gradient(model, objective, images + delta)
         norm, loss = lengths(delta), (goal.loss / margin).nan_to_num()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ._fmn import descend, polish
-from ._lagrangian import leap
+from ._descents import Descents
 from ._newton import Outlook, outlook
 from ._refine import Track, shoot, shrink
 from ._rows import (
@@ -17,15 +17,12 @@ from ._rows import (
     Generators,
     Model,
     Noise,
-    across,
     along,
     clip,
     downhill,
-    gaussian,
     lengths,
     loss_and_gradient,
     of_rows,
-    polar,
     select,
 )
 from ._turning import OVERSHOOT, Bests, turn
@@ -37,14 +34,8 @@ _FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
 _OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
 _FIRST_OVERSHOOT = 0.3
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
-_EVEN = (0.9, 1.45)  # slope of an even margin at its boundary, whose class may be another one, over that at the image
-# Where descents of a bent row start: a whole number is one of the linearised boundaries, nearest first, any other says
-# how many times as far away as the best point. The turns came from the first two boundaries, so others are first.
-_RANDOM = None
-_STARTS: tuple[int | float | None, ...] = (2, 2.0, 0, _RANDOM, 1, 3.0, 4, _RANDOM, 3, 1.5, 5)
-_RATE = 1.5  # length of the first step over the distance of the start
-_GAMMA = 0.05
-_MORE_TURNS, _MORE_REFINE = 10, 3
+_EVEN = (0.6, 1.45)  # slope of an even margin, whose class may be another one, over that at the image
+_LOOKS = (1.0, 2.0, 4.0)  # distances at which slopes are looked at: those of networks without constraints differ more
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
 
@@ -61,6 +52,7 @@ def linearised(
     again: int = 0,
     starts: int = 2,
     leaps: int = 0,
+    strides: Sequence[float] = (4.0, 8.0),
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -78,18 +70,19 @@ def linearised(
     4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
        nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
        `fmn` from each of `starts` places, at least two: the third linearised boundary, twice as far away as the best
-       point, the first boundary, a random direction, the second boundary and so on. Where the margin's slope at the
-       boundary is more than a tenth below or .45 above that at the image, as on many pixels of networks without
-       constraints, `leaps` steps down an augmented Lagrangian leave local minima that all of these end in.
-       Then what they found turns.
+       point, the first boundary, a random direction, the second boundary and so on. Then what they found turns.
+    5. Where the margin's slope, at the boundary or twice or four times as far away, is below .6 or above 1.45 of that
+       at the image, as on most pixels of networks without constraints and hardly any of those with a certificate, all
+       of these may end in the same local minimum. There `leaps` steps down an augmented Lagrangian leave it, once for
+       each of `strides`, the length of the first step in linearised distances.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
-    `iterations` and, for each ray but the first, three eighths of them, rounded. With `again`, one each more to look at
-    the slope, and for a bent row `starts` times `again` + 13 and `leaps` + 13 forward, and 3 less each backward. With
-    search = 1 the first turn looks at that point, and with `refine` below 2 nobody has to look beyond the last one,
-    which saves rays and 1 forward passes.
+    `iterations` and, for each ray but the first, three eighths of them, rounded. With `again` or `leaps`, three each
+    more to look at slopes; for a bent row `starts` times `again` + 13 forward; for one of uneven slope that as well,
+    and `leaps` + 13 for each of `strides`; and 3 less each backward. With search = 1 the first turn looks at that
+    point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward passes.
     """
     images = images.detach()
     noise = Noise(images, generator)
@@ -114,22 +107,33 @@ def linearised(
     bests = turn(model, images, view.objective.by_margin(), bests, schedule[opening:], box)
     margin = view.objective.by_margin()
     found, success = bests.searched(model, images, margin, view.loss[0], refine, reach, box)
-    if again:
-        _, gradient = loss_and_gradient(model, margin, found)
-        ratio, slope = lengths(found - images) / view.distance[0], lengths(gradient) * view.distance[0] / view.loss[0]
-        steep = success & ((slope < _EVEN[0]) | (slope > _EVEN[1]))
-        bent = steep | success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1]))
-        found = _Descents(model, images, view, found, bent, box, noise, generator).descended(
-            again, max(2, starts), rays
-        )
+    if again or leaps:
+        bent, uneven = _shape(model, images, view, margin, found, success, box)
+        descents = partial(Descents, model, images, view, box=box, noise=noise, generator=generator)
+        if again:
+            found = descents(found, bent | uneven).descended(again, max(2, starts), rays)
         if leaps:
-            found = _Descents(model, images, view, found, steep, box, noise, generator).leapt(leaps)
+            found = descents(found, uneven).leapt(leaps, strides, rays)
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
     with torch.no_grad():
         firm = view.objective(model(beyond)).success
     return select(firm, beyond, found)
+
+
+def _shape(
+    model: Model, images: Tensor, view: Outlook, margin: Objective, found: Tensor, success: Tensor, box: Box
+) -> tuple[Tensor, Tensor]:
+    """Rows (B,) that succeed at `found` where the boundary is bent, and where the margin's slope is uneven."""
+    ratio = lengths(found - images) / view.distance[0]
+    slope = view.loss[0] / view.distance[0]
+    uneven = torch.zeros_like(success)
+    for far in _LOOKS:
+        _, gradient = loss_and_gradient(model, margin, clip(torch.lerp(images, found, far), box))
+        change = lengths(gradient) / slope
+        uneven |= (change < _EVEN[0]) | (change > _EVEN[1])
+    return success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1])), success & uneven
 
 
 def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
@@ -148,118 +152,6 @@ def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
     far = _FIRST_OVERSHOOT * min(1.0, max(0.0, iterations / 8 - 1))
     back = max(1, round(_OPENING * iterations))
     return [(part, OVERSHOOT + far * max(0.0, 1 - (i + 1) / back)) for i, part in enumerate(parts)]
-
-
-class _Part(NamedTuple):
-    """Rows that descend at once."""
-
-    origin: Tensor  # (b,) rows of the attack
-    model: Model
-    images: Tensor
-    objective: Objective
-    loss: Tensor  # at the image
-    noise: Noise
-
-    @property
-    def attacked(self) -> tuple[Model, Tensor, Objective]:
-        return self.model, self.images, self.objective
-
-
-class _Descents:
-    """Descents of some `rows` (B,) bool, which succeed at `found` (B, C, H, W)."""
-
-    def __init__(
-        self,
-        model: Model,
-        images: Tensor,
-        view: Outlook,
-        found: Tensor,
-        rows: Tensor,
-        box: Box,
-        noise: Noise,
-        generator: Generators,
-    ) -> None:
-        self._model, self._images, self._view, self._found = model, images, view, found
-        self._box, self._noise, self._generator = box, noise, generator
-        self._index = rows.nonzero().flatten()  # here the host waits for the device, once for each kind of descent
-        self._so_far = (found - images)[self._index]
-        self._shortest = lengths(self._so_far)
-
-    def descended(self, steps: int, starts: int, together: int) -> Tensor:
-        """The closest successes known, after `fmn` from several places; `together` of them, at least two, at once."""
-        points = self._found
-        if not len(self._index):
-            return points
-        together = min(max(2, together), starts)
-        for begin in range(0, starts, together):
-            # never a single row: libraries compute a batch of one by another algorithm
-            number = min(begin, starts - together)
-            part = self._rows(together)
-            places = [self._start(number + i) for i in range(together)]
-            start, epsilon, first = (torch.cat(values) for values in zip(*places, strict=True))
-            found, norm = descend(
-                *part.attacked, start, epsilon, first, steps=steps, gamma=_GAMMA, box=self._box, noise=part.noise
-            )
-            points = self._closer(points, part, found, norm)
-        return points
-
-    def leapt(self, steps: int) -> Tensor:
-        """The closest successes known, after a descent that leaves local minima."""
-        if not len(self._index):
-            return self._found
-        part = self._rows(1 if len(self._index) > 1 else 2)
-        found, norm = leap(
-            *part.attacked, self._view.distance[0][part.origin], part.loss, steps=steps, box=self._box, noise=part.noise
-        )
-        return self._closer(self._found, part, found, norm)
-
-    def _start(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Perturbation (b, C, H, W), radius of the first sphere (b,), infinite for a search, length of a step (b,)."""
-        place = _STARTS[number] if number < len(_STARTS) else _RANDOM
-        free = torch.full_like(self._shortest, torch.inf)
-        if isinstance(place, float):
-            radius = place * self._shortest
-            return place * self._so_far, radius, _RATE * radius
-        if place is None or place >= len(self._view.distance):
-            way, distance = self._random(number), self._shortest
-        else:
-            way = self._view.direction[place][self._index]
-            # where gradients vanish, the linearised boundary is anywhere
-            distance = torch.minimum(self._view.distance[place][self._index], 2 * self._shortest)
-        return across(distance, way) * way, free, _RATE * distance
-
-    def _random(self, number: int) -> Tensor:
-        """By fresh generators: how many numbers the given ones have drawn may depend on other rows of the batch."""
-        given = self._generator
-        if isinstance(given, torch.Generator):
-            return polar(gaussian(self._so_far, _fresh(given, number)))[0]
-        rows = self._index.tolist()
-        fresh = [torch.Generator().manual_seed(number) if given is None else _fresh(given[row], number) for row in rows]
-        return polar(gaussian(self._so_far, fresh))[0]
-
-    def _rows(self, count: int) -> _Part:
-        """Each of the rows `count` times."""
-        index = self._index.repeat(count)
-        margin, loss = self._view.objective.by_margin().rows(index), self._view.loss[0][index]
-        return _Part(index, of_rows(self._model, index), self._images[index], margin, loss, self._noise.rows(index))
-
-    def _closer(self, points: Tensor, part: _Part, found: Tensor, norm: Tensor) -> Tensor:
-        """The closest of `points` (B, C, H, W) and of `found`, at distances `norm`, once its rays have turned."""
-        found, success = polish(
-            *part.attacked, found, norm, part.loss, turns=_MORE_TURNS, refine=_MORE_REFINE, box=self._box,
-            noise=part.noise,
-        )  # fmt: skip
-        count = len(part.origin) // len(self._index)
-        length, end = torch.where(success, lengths(found - part.images), torch.inf).reshape(count, -1).min(0)
-        found = found.reshape(count, -1, *found.shape[1:])[end, torch.arange(len(end), device=end.device)]
-        before = points[self._index]
-        nearer = length < lengths(before - self._images[self._index])
-        return points.index_copy(0, self._index, select(nearer, found, before))
-
-
-def _fresh(given: torch.Generator, number: int) -> torch.Generator:
-    """The generator of this number that belongs to one, whatever that has drawn."""
-    return torch.Generator(given.device).manual_seed((given.initial_seed() + number + 1) % 2**63)
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

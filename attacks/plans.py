@@ -120,7 +120,7 @@ def _standard() -> tuple[Stage, ...]:
     return (
         # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would, and
         # descending again what turning misses where boundaries are bent: networks without constraints, mostly
-        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 24, "leaps": 100}),
+        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 16, "leaps": 200}),
         Stage("ddn", pixels=2, options={"steps": 40}),
         Stage("cw", pixels=1, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
@@ -141,7 +141,16 @@ def _thorough() -> tuple[Stage, ...]:
     return (
         *_standard()[:1],  # other local minima than the longer run below: more turns are no superset of fewer
         Stage(
-            "linearised", options={"classes": 20, "rays": 4, "iterations": 40, "again": 60, "starts": 8, "leaps": 300}
+            "linearised",
+            options={
+                "classes": 20,
+                "rays": 4,
+                "iterations": 40,
+                "again": 60,
+                "starts": 8,
+                "leaps": 300,
+                "strides": (4.0, 8.0, 2.0, 1.0),
+            },
         ),
         Stage("ddn", options={"steps": 100, "classes": 20}),
         Stage("fmn", options={"steps": 100, "classes": 20}),

@@ -53,7 +53,7 @@ def test_costs_are_as_documented() -> None:
     for attack, options, expected in (
         (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 2) + 3 + 3),
         # an affine boundary is not bent: nothing is done again
-        (linearised, {"search": 2, "iterations": 5, "refine": 3, "again": 20, "leaps": 9}, 2 + 2 + 5 + 3 + 1),
+        (linearised, {"search": 2, "iterations": 5, "refine": 3, "again": 20, "leaps": 9}, 2 + 2 + 5 + 3 + 3),
         (fmn, {"steps": 20, "turns": 6, "refine": 4}, 1 + 20 + 6 + 4),
         (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
         (cw, {"steps": 7, "searches": 3, "refine": 4}, 1 + 21 + 4),
@@ -84,7 +84,8 @@ def test_leaps_ask_for_finite_points_only(loss: float, unit: float, dtype: torch
     where = torch.tensor([1, 2, 3])
     objective = PixelFlip(where, where).bind(model(images))
     distance, start = torch.full((3,), unit, dtype=dtype), torch.full((3,), loss, dtype=dtype)
-    points, norm = leap(model, images, objective, distance, start, steps=30, box=None, noise=Noise(images, None))
+    noise = Noise(images, None)
+    points, norm = leap(model, images, objective, distance, start, 4 * distance / unit, steps=30, box=None, noise=noise)
     assert torch.isfinite(points).all()
     assert largest > 0 or unit < 1e-6  # less than float32 can add to an image
     assert torch.equal(torch.isfinite(norm), (points != images).flatten(1).any(1))
@@ -106,7 +107,7 @@ class Hidden(nn.Module):
         delta = (images - 0.5).flatten(1)
         ahead, side = delta @ self.ahead, delta @ self.side
         first = torch.where(ahead < 0.5, ahead, 0.5 + 3 * (ahead - 0.5)) - 2
-        second = torch.where(side < 0.3, torch.full_like(side, -4), 6 * (side - self.near))
+        second = torch.where(side < 0.3, 0.01 * ahead - 4, 6 * (side - self.near))
         logits = torch.stack([torch.zeros_like(first), first, second], 1)
         return logits[:, :, None, None].expand(-1, -1, 6, 6)
 
@@ -116,17 +117,20 @@ class Hidden(nn.Module):
 def test_leaps_find_the_boundary_that_descents_cannot_see(near: float, hint: float) -> None:
     images, where = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64), torch.tensor([1, 2])
     model, objective = Hidden(near, hint), PixelFlip(where, where)
-    options = {"rays": 2, "search": 2, "refine": 4, "again": 24}
-    for leaps, least, most in ((0, 1.0, 1.001), (100, near, 1.03 * near)):
+    options = {"rays": 2, "search": 2, "refine": 4, "again": 16}
+    for leaps, least, most in ((0, 1.0, 1.001), (200, near, 1.02 * near)):
         found = linearised(model, images, objective, leaps=leaps, **options)  # type: ignore[arg-type]
         distance = (found - images).flatten(1).norm(dim=1)
         assert (model(found)[:, :, 0, 0].argmax(1) != 0).all()
         assert ((distance >= least) & (distance <= most)).all()
 
 
+@pytest.mark.parametrize("strides", [(4.0,), (4.0, 8.0), (4.0, 8.0, 2.0)])
 @pytest.mark.parametrize("leaps", [0, 7])
 @pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 12])
-def test_only_bent_rows_are_descended_again_from_every_start(starts: int, leaps: int) -> None:
+def test_only_bent_rows_are_descended_again_from_every_start(
+    starts: int, leaps: int, strides: tuple[float, ...]
+) -> None:
     """Of two classes, so that all places but the first boundary and those beyond the best point are drawn."""
     flat, bent = exact.affine_conv(classes=2).double(), Saturating(3.0).double()
     images = torch.stack([picture(0), picture(1)])
@@ -142,14 +146,33 @@ def test_only_bent_rows_are_descended_again_from_every_start(starts: int, leaps:
                 count += x.shape[0]
                 return model(x)  # type: ignore[no-any-return]
 
-            extra = {"again": again, "starts": starts, "leaps": leaps}
+            extra = {"again": again, "starts": starts, "leaps": leaps if again else 0, "strides": strides}
             found = linearised(counted, images, objective, **extra, **options)  # type: ignore[arg-type]
             costs[model, again] = count, (found - images).flatten(1).norm(dim=1)
-    assert costs[flat, 5][0] == costs[flat, 0][0] + 2
+    assert costs[flat, 5][0] == costs[flat, 0][0] + 2 * 3
     descents = max(2, starts + starts % 2)  # two at once; where one is left over, it has company
-    slope_falls = 2 * (leaps + 13) if leaps else 0
-    assert costs[bent, 5][0] == costs[bent, 0][0] + 2 * (1 + descents * (5 + 13)) + slope_falls
+    slope_falls = 2 * len(strides) * (leaps + 13) if leaps else 0
+    assert costs[bent, 5][0] == costs[bent, 0][0] + 2 * (3 + descents * (5 + 13)) + slope_falls
     assert (costs[bent, 5][1] <= costs[bent, 0][1] * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("strides", [(4.0,), (4.0, 8.0)])
+def test_a_single_uneven_row_never_leaps_alone(strides: tuple[float, ...]) -> None:
+    """A batch of one is computed by another algorithm: the row would end elsewhere than beside others."""
+    model, images = Saturating(3.0).double(), picture(0)[None]
+    objective = PixelFlip(torch.tensor([1]), torch.tensor([2]))
+    rows = []
+
+    def counted(x: Tensor) -> Tensor:
+        rows.append(x.shape[0])
+        return model(x)  # type: ignore[no-any-return]
+
+    linearised(counted, images, objective, search=2, iterations=4, refine=3)
+    plain = len(rows)
+    linearised(counted, images, objective, search=2, iterations=4, refine=3, leaps=5, strides=strides)
+    leaps = rows[2 * plain + 3 - 1 : -1]  # after slopes were looked at, before the last look
+    assert len(leaps) >= 5 + 13
+    assert set(leaps) == {2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
