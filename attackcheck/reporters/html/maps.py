@@ -51,7 +51,7 @@ def live_maps(picture: Picture, content: Content, scales: Scales) -> str:
     down = Span(dimension="height", line_color="#808080", line_width=1)
     cross = CrosshairTool(overlay=[across, down])
     hover = _hover(picture, content, source)
-    document = Document()
+    plots = []
     for name in scales.shown(picture):
         plot = figure(
             x_range=x_range,
@@ -77,11 +77,15 @@ def live_maps(picture: Picture, content: Content, scales: Scales) -> str:
             drawn = plot.image(name, color_mapper=_mapper(name, scales), **where)
         plot.add_tools(HoverTool(renderers=[drawn], point_policy="follow_mouse", **hover), cross)
         _marks(plot, picture, aimed=name == "tightness")
-        document.add_root(plot)
-    tools = [tool for plot in document.roots for tool in plot.toolbar.tools if not isinstance(tool, HoverTool)]
+        plots.append(plot)
+    tools = [tool for plot in plots for tool in plot.toolbar.tools if not isinstance(tool, HoverTool)]
     shared = [ToolProxy(tools=[t for t in tools if isinstance(t, kind)]) for kind in TOOLS]
     toolbar = Toolbar(tools=shared, logo=None, active_drag=None, active_scroll=None)
-    document.add_root(GridPlot(children=[], toolbar=toolbar, toolbar_location="above", name="tools", width=160))
+    grid = GridPlot(children=[], toolbar=toolbar, toolbar_location="above", name="tools", width=160)
+    document = Document()
+    with document.models.freeze():  # or all models would be looked through again for each root
+        for root in (*plots, grid):
+            document.add_root(root)
     names = [content.class_name(index) for index in range(content.class_count)]
     looked_up = {"classes": names, "attacks": list(picture.attacks), "edge": picture.edge}
     return packed(document, looked_up | {"columns": picture.radius.shape[1]})
