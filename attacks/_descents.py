@@ -22,6 +22,7 @@ _RANDOM = None
 _STARTS: tuple[int | float | None, ...] = (2, 2.0, 0, _RANDOM, 1, 3.0, 4, _RANDOM, 3, 1.5, 5)
 _RATE = 1.5  # length of the first step over the distance of the start
 _GAMMA = 0.05
+_STRIDES = (4.0, 8.0, 8.0, 2.0)  # lengths of the first step of leaps in linearised distances, again from the beginning
 _MORE_TURNS, _MORE_REFINE = 10, 3
 
 
@@ -79,19 +80,15 @@ class Descents:
             points = self._closer(points, part, found, norm)
         return points
 
-    def leapt(self, steps: int, strides: Sequence[float], together: int) -> Tensor:
-        """The closest successes known, after a descent that leaves local minima for each of `strides`."""
+    def leapt(self, paths: Sequence[int]) -> Tensor:
+        """The closest successes known, after descents of so many steps each that leave local minima."""
         points = self._found
         if not len(self._index):
             return points
-        together = min(together, len(strides))
-        for begin in range(0, len(strides), together):
-            some = strides[begin : begin + together]
-            if len(some) * len(self._index) == 1:
-                some = [*some, *some]
-            part = self._rows(len(some))
+        for number, steps in enumerate(paths):
+            part = self._rows(1 if len(self._index) > 1 else 2)
             unit = self._view.distance[0][part.origin]
-            first = unit.new_tensor(some).repeat_interleave(len(self._index))
+            first = torch.full_like(unit, _STRIDES[number % len(_STRIDES)])
             found, norm = leap(*part.attacked, unit, part.loss, first, steps=steps, box=self._box, noise=part.noise)
             points = self._closer(points, part, found, norm)
         return points

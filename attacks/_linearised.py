@@ -51,8 +51,7 @@ def linearised(
     refine: int = 6,
     again: int = 0,
     starts: int = 2,
-    leaps: int = 0,
-    strides: Sequence[float] = (4.0, 8.0),
+    leaps: Sequence[int] = (),
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -73,15 +72,15 @@ def linearised(
        point, the first boundary, a random direction, the second boundary and so on. Then what they found turns.
     5. Where the margin's slope, at the boundary or twice or four times as far away, is below .6 or above 1.45 of that
        at the image, as on most pixels of networks without constraints and hardly any of those with a certificate, all
-       of these may end in the same local minimum. There `leaps` steps down an augmented Lagrangian leave it, once for
-       each of `strides`, the length of the first step in linearised distances.
+       of these may end in the same local minimum. There as many steps down an augmented Lagrangian leave it, once for
+       each number in `leaps`: paths of other lengths end elsewhere.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
     `iterations` and, for each ray but the first, three eighths of them, rounded. With `again` or `leaps`, three each
     more to look at slopes; for a bent row `starts` times `again` + 13 forward; for one of uneven slope that as well,
-    and `leaps` + 13 for each of `strides`; and 3 less each backward. With search = 1 the first turn looks at that
+    and each of `leaps` + 13; and 3 less each backward. With search = 1 the first turn looks at that
     point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward passes.
     """
     images = images.detach()
@@ -113,7 +112,7 @@ def linearised(
         if again:
             found = descents(found, bent | uneven).descended(again, max(2, starts), rays)
         if leaps:
-            found = descents(found, uneven).leapt(leaps, strides, rays)
+            found = descents(found, uneven).leapt(leaps)
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)

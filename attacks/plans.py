@@ -78,6 +78,8 @@ def _check_option(where: str, value: object, annotation: str, positive: bool) ->
     if "Sequence" in annotation:
         if not isinstance(value, tuple | list) or not numbers:
             raise InputError(f"{where}: expected a list of numbers, got {value!r}")
+        if "int" in annotation and not all(isinstance(number, int) for number in numbers):
+            raise InputError(f"{where}: expected a list of whole numbers, got {value!r}")
     elif annotation.startswith("int"):
         if not isinstance(value, int) or isinstance(value, bool) or not int(positive) <= value <= _LARGEST:
             raise InputError(f"{where}: expected a whole number of at least {int(positive)}, got {value!r}")
@@ -120,7 +122,7 @@ def _standard() -> tuple[Stage, ...]:
     return (
         # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would, and
         # descending again what turning misses where boundaries are bent: networks without constraints, mostly
-        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 16, "leaps": 200}),
+        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 16, "leaps": (200, 100, 50)}),
         Stage("ddn", pixels=2, options={"steps": 40}),
         Stage("cw", pixels=1, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
@@ -148,8 +150,7 @@ def _thorough() -> tuple[Stage, ...]:
                 "iterations": 40,
                 "again": 60,
                 "starts": 8,
-                "leaps": 300,
-                "strides": (4.0, 8.0, 2.0, 1.0),
+                "leaps": (200, 100, 50, 300, 300, 300),
             },
         ),
         Stage("ddn", options={"steps": 100, "classes": 20}),

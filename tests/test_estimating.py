@@ -152,10 +152,10 @@ class Bent(nn.Module):
         return logits + self.bend * torch.sin(40 * logits)
 
 
-@pytest.mark.parametrize("more", ["again", "leaps"])
+@pytest.mark.parametrize("more", [{"again": 16}, {"leaps": (16,)}], ids=["again", "leaps"])
 @pytest.mark.parametrize("bend", [0.0, 0.05])
 def test_pixels_that_are_descended_again_are_foreseen(bend, more):
-    stage = Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, more: 16})
+    stage = Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, **more})
     images = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(2))
     subject, data = Subject(Bent(bend), ac.LipschitzClaim(60.0), {}), ArrayImages(images)
     settings = Settings(plan=Plan("again", (stage,)), pixels=40, audit=False)

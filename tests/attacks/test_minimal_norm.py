@@ -141,7 +141,7 @@ def test_descending_again_finds_nearer_parts_of_bent_boundaries(problem: str) ->
         model = PIECEWISE[problem](seed)
         once = measure(model, seed, linearised, torch.float64, None, rays=2)
         again = measure(model, seed, linearised, torch.float64, None, rays=2, again=16, starts=4)
-        more = measure(model, seed, linearised, torch.float64, None, rays=2, again=16, starts=12, leaps=40)
+        more = measure(model, seed, linearised, torch.float64, None, rays=2, again=16, starts=12, leaps=(40,))
         for shorter, longer in ((again, once), (more, again)):
             assert never_below(shorter, torch.float64)
             assert (shorter.success | ~longer.success).all()
