@@ -140,9 +140,9 @@ def workers(parent: int) -> list[int]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are found in /proc")
 def test_ctrl_c_ends_all_after_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
     out, whole = tmp_path / "n.pt", tmp_path / "whole.pt"
-    process = started(out, "--steps", "120", "--every", "20")
+    process = started(out, "--steps", "60", "--every", "20")
     assert process.stderr is not None
-    waited_for(process.stderr, "step 20/120")
+    waited_for(process.stderr, "step 20/60")
     os.kill(workers(process.pid)[-1], signal.SIGINT)  # the other one hears of it from this one
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -150,9 +150,9 @@ def test_ctrl_c_ends_all_after_the_same_step_and_resume_goes_on(tmp_path: Path) 
     assert errors.count("Traceback") <= 1  # torchrun's own, about a process that did not end with 0
     assert not out.exists()
     state = torch.load(tmp_path / "n.pt.state", weights_only=True)
-    assert 20 <= state["step"] < 120
-    assert finished(out, "--steps", "120", "--every", "20", "--resume")[0] == 0
-    assert finished(whole, "--steps", "120", "--every", "20")[0] == 0
+    assert 20 <= state["step"] < 60
+    assert finished(out, "--steps", "60", "--every", "20", "--resume")[0] == 0
+    assert finished(whole, "--steps", "60", "--every", "20")[0] == 0
     torch.testing.assert_close(weights(out), weights(whole), rtol=0, atol=1e-6)
 
 
