@@ -68,18 +68,18 @@ def linearised(
     3. The best direction is searched again, `refine` points.
     4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
        nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
-       `fmn` from each of `starts` places, at least two: the third linearised boundary, twice as far away as the best
-       point, the first boundary, a random direction, the second boundary and so on. Then what they found turns.
+       `fmn` from each of `starts` places, at least two: the nearest linearised boundary, the fifth, the third, a random
+       direction, twice as far away as the best point and so on. Then what they found turns.
     5. Where the margin's slope, at the boundary or twice or four times as far away, is below .6 or above 1.45 of that
        at the image, as on most pixels of networks without constraints and hardly any of those with a certificate, all
-       of these may end in the same local minimum. There as many steps down an augmented Lagrangian leave it, once for
-       each number in `leaps`: paths of other lengths end elsewhere.
+       of these may end in the same local minimum. There two more starts are tried, and as many steps down an augmented
+       Lagrangian as each number in `leaps` says leave that minimum: paths of other lengths end elsewhere.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
     `iterations` and, for each ray but the first, three eighths of them, rounded. With `again` or `leaps`, three each
-    more to look at slopes; for a bent row `starts` times `again` + 13 forward; for one of uneven slope that as well,
+    more to look at slopes; for a bent row `starts` times `again` + 13 forward, for one of uneven slope two starts more
     and each of `leaps` + 13; and 3 less each backward. With search = 1 the first turn looks at that
     point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward passes.
     """
@@ -110,7 +110,9 @@ def linearised(
         bent, uneven = _shape(model, images, view, margin, found, success, box)
         descents = partial(Descents, model, images, view, box=box, noise=noise, generator=generator)
         if again:
-            found = descents(found, bent | uneven).descended(again, max(2, starts), rays)
+            starts = max(2, starts)
+            found = descents(found, bent & ~uneven).descended(again, starts, rays)
+            found = descents(found, uneven).descended(again, starts + 2, rays)
         if leaps:
             found = descents(found, uneven).leapt(leaps)
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
