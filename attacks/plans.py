@@ -122,7 +122,10 @@ def _standard() -> tuple[Stage, ...]:
     return (
         # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would, and
         # descending again what turning misses where boundaries are bent: networks without constraints, mostly
-        Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, "again": 16, "leaps": (200, 100, 50)}),
+        Stage(
+            "linearised",
+            options={"rays": 2, "search": 2, "refine": 4, "again": 16, "starts": 4, "leaps": (200, 100, 50)},
+        ),
         Stage("ddn", pixels=2, options={"steps": 40}),
         Stage("cw", pixels=1, options={"steps": 20, "searches": 3}),
         Stage("foolbox.ddn", pixels=2),
