@@ -90,14 +90,27 @@ def _lines(path: Path) -> list[str]:
 
 def resident() -> int | None:
     """Bytes of this process that are in memory, None where nobody says."""
+    sizes = _sizes()
+    return sizes[1] if sizes else None
+
+
+def anonymous() -> int | None:
+    """Those of them that are no part of a file."""
+    sizes = _sizes()
+    return sizes[1] - sizes[2] if sizes else None
+
+
+def _sizes() -> list[int]:
+    """Bytes of this process: all, resident, and those of these that are a part of a file or shared."""
     words = " ".join(_lines(Path("/proc/self/statm"))).split()
-    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else None
+    return [int(word) * os.sysconf("SC_PAGE_SIZE") for word in words[:3]] if len(words) > 2 else []
 
 
 class Meter:
     """As a context: the most memory on a device at once, in bytes beyond what was taken at the start.
 
-    On a GPU as its allocator counts; on a CPU what is resident of this process, looked at every few milliseconds.
+    On a GPU as its allocator counts; on a CPU what is resident of this process and of no file, looked at every few
+    milliseconds: pages of files may leave at any time, as if a call had freed them.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -115,7 +128,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._start = torch.cuda.memory_allocated(self._device)
         else:
-            self._start = resident()
+            self._start = anonymous()
             if self._start is not None:
                 self._thread = threading.Thread(target=self._watch, daemon=True)
                 self._thread.start()
@@ -123,7 +136,7 @@ class Meter:
 
     def _watch(self) -> None:
         while not self._over.wait(INTERVAL):
-            self._most = max(self._most, resident() or 0)
+            self._most = max(self._most, anonymous() or 0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
