@@ -139,7 +139,14 @@ class StageCosts:
         chosen = pixels[torch.linspace(0, len(pixels) - 1, count).round().long()]
         work = work_on(self._model, self._claim, self._image, self._logits, self._radius, chosen, windows=crops)
         found = rehearse(stage, self._settings, self._model, work)
-        return replace(passes, forward=found.forward, backward=found.backward)
+        share = found.forward / passes.forward  # the curved dummy, where all was timed, may descend more often, or less
+        return replace(
+            passes,
+            forward=found.forward,
+            backward=found.backward,
+            overhead=passes.overhead * share,
+            beyond=passes.beyond * share,
+        )
 
     def network(self, passes: Passes, place: tuple[int, int], rows: int) -> float:
         """Seconds of one row of an attack inside the network."""
