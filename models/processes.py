@@ -1,9 +1,14 @@
 """The processes that train one network together, each on its share of every batch (torchrun starts them)."""
 
+import atexit
 import gc
 import importlib
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,6 +36,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
+        self._abandoned = False
 
     @classmethod
     def join(cls, device: torch.device, environment: Mapping[str, str] = os.environ) -> "Processes":
@@ -50,15 +56,24 @@ class Processes:
             raise InputError(f"could not meet the other processes of torchrun ({type(error).__name__})") from error
         return cls(rank, count)
 
-    def leave(self, lost: bool = False) -> None:
-        """Ends the group and its threads, which would abort the interpreter if they needed it while it ends.
-
-        With `lost`, nothing is waited for: torchrun is about to end this process because another one is gone.
-        """
-        if self.count > 1 and distributed.is_initialized():
+    def leave(self) -> None:
+        """Ends the group and its threads, which would abort the interpreter if they needed it while it ends."""
+        if self.count > 1 and not self._abandoned and distributed.is_initialized():
+            # A wrapped network holds the group in a circle. Were it the last to, the group would end inside its
+            # destructor, which waits for the group's thread without leaving it the interpreter that it may wait for.
+            gc.collect()
             distributed.destroy_process_group()
-            if not lost:
-                gc.collect()  # a network that was wrapped holds the group in a circle
+
+    def abandon(self, lost: "LostError") -> None:
+        """What a process does instead of leaving when another one is gone: the process ends with its group, code 2.
+
+        Whatever an error's frames hold of the group stays until then: work that was cut off is still being cleared
+        away by the group's thread (see :meth:`leave`). torchrun ends this process anyway; the reason is said first.
+        """
+        self._abandoned = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        atexit.register(_end, lost)
 
     @property
     def first(self) -> bool:
@@ -129,6 +144,14 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def _end(lost: LostError) -> None:  # noqa: ARG001
+    """The process ends as it is, with code 2; until then `lost` lives."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # there is none, or nobody reads it
+            stream.flush()
+    os._exit(2)
 
 
 def _centre_together(network: nn.Module, together: bool) -> None:

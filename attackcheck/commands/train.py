@@ -101,18 +101,17 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     device = _device(args.device)
     processes = Processes.join(device)
-    lost = False
     try:
         return _train(args, device, processes)
-    except LostError:
-        lost = True
+    except LostError as lost:
+        processes.abandon(lost)
         raise  # whoever is left says so: the first process may be the one that is gone
     except InputError:
         if processes.first:
             raise
         return 2  # the first process says it
     finally:
-        processes.leave(lost)
+        processes.leave()
 
 
 def _train(args: argparse.Namespace, device: "torch.device", processes: "Processes") -> int:

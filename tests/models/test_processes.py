@@ -7,7 +7,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,10 +162,9 @@ def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path: Path) -> N
     process = started(out, "--steps", "3000")
     assert process.stderr is not None
     waited_for(process.stderr, "step 4/3000")
-    start = time.monotonic()
     os.kill(workers(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - start < 30
+    assert "forcefully exiting via 9" not in errors  # torchrun's word for a process that does not end within 30 seconds
     assert process.returncode != 0
     assert (
         len(re.findall(r"attackcheck: another process of this training ended; step \d+ was the last one", errors)) == 1
