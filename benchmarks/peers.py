@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py [--full] [--subjects trial,affine] [--only "attackcheck,adv-lib FAB"]
         [--kinds pixel,region,image] [--pixels N] [--json FILE] [--markdown FILE] [--plot FILE.png]
+    python benchmarks/peers.py --join FILE.json ... [--markdown FILE] [--plot FILE.png]
 
 See benchmarks/README.md for the environment, what the columns mean and how each library is run. One thread; times are
 CPU milliseconds of this process, network and recorder included, after a warm-up. Exit code 2 for bad arguments.
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the interpreter leaves it out 
 
 from yardstick import imagewise, pixelwise, regionwise
 from yardstick.classifiers import PEERS
+from yardstick.digest import digest, joined
 from yardstick.floor import Peak, network_passes
 from yardstick.libraries import installed
 from yardstick.report import Sheet, picture, printed, written
@@ -40,6 +42,16 @@ QUICK = ("trial", "affine", "isounet-xs")
 def main() -> None:
     """Run what the command line asks for."""
     arguments = _arguments()
+    if arguments.join:
+        told, made = joined(arguments.join)
+        report = f"{digest(told)}\n{written(told, made)}\n"
+        if arguments.markdown is None:
+            print(report)
+        else:
+            arguments.markdown.write_text(report, encoding="utf-8")
+        if arguments.plot is not None:
+            picture(told, arguments.plot)
+        return
     torch.set_num_threads(1)
     console = Console(width=150)
     sheets = []
@@ -76,7 +88,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="attack nothing: sum up what --json wrote")
     arguments = parser.parse_args()
+    for path in arguments.join or ():
+        if not path.is_file():
+            parser.error(f"expected a file that --json wrote, got {str(path)!r}")
     photos = arguments.checkpoint is not None and arguments.data is not None
     default = tuple(name for name in NAMES if name != "photos" or photos) if arguments.full else QUICK
     arguments.subjects = tuple(arguments.subjects.split(",")) if arguments.subjects else default

@@ -58,6 +58,48 @@ def test_adv_lib_takes_part(tmp_path):
             assert all(distance is not None for distance in result["distance"])
 
 
+def sheet(subject: str, unit: str, results: list[tuple[str, str, list[float | None], float]]) -> dict:
+    return {
+        "subject": subject, "note": "two places", "radius": [1.0, 2.0], "certified": True, "unit": unit, "row": None,
+        "results": [
+            {"contestant": name, "kind": kind, "budget": "", "distance": distance, "forward": 1.0, "backward": 1.0,
+             "milliseconds": time, "failures": {}}
+            for name, kind, distance, time in results
+        ],
+    }  # fmt: skip
+
+
+def test_runs_are_summed_up(tmp_path):
+    pixels = [
+        ("attackcheck quick", "ours", [2.0, 8.0], 1.0),  # tightness .5, .25
+        ("attackcheck standard", "ours", [1.25, 4.0], 4.0),  # .8, .5
+        ("foolbox DDN", "foolbox", [1.0, None], 10.0),  # 1, 0
+        ("adv-lib FAB", "adv_lib", [1.6, 4.0], 8.0),  # .625, .5
+    ]
+    regions = [
+        ("attackcheck quick", "ours", [4.0, 4.0], 3.0),
+        ("adv-lib DAG", "adv_lib", [5.0, 4.0], 12.0),
+    ]
+    head = {"machine": "m", "versions": "v", "date": "d"}
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    command = "python benchmarks/peers.py --only adv-lib FAB --data folder:/home/me/val --json /home/me/x.json --seed 3"
+    files[0].write_text(
+        json.dumps({**head, "budgets": "full", "command": command, "sheets": [sheet("net", "pixel", pixels)]})
+    )
+    files[1].write_text(
+        json.dumps({**head, "budgets": "quick", "command": "c", "sheets": [sheet("net", "region", regions)]})
+    )
+    command = [sys.executable, str(SCRIPT), "--join", *map(str, files)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # best of all peers: 1 and .5; best of all: the same
+    assert "| net, papers' budgets, seed 3 | 2 | +50.0 % |  | +13.3 % |  | adv-lib FAB +25.0 % | 13.3 % |  |" in told
+    assert "| foolbox DDN | 2.5 |" in told  # a tightness of .5, and quick has .375
+    assert "| adv-lib FAB | 2.0 |" in told
+    assert "| net, regions | quick | 1 of 2 | adv-lib DAG | 0.250 | 0.3750 | 0.3500 |" in told
+    assert "--data folder:val --seed 3" in told
+    assert "/home/me" not in told
+
+
 def test_unknown_subjects_are_refused(tmp_path):
     done = subprocess.run([sys.executable, str(SCRIPT), "--subjects", "nobody"], capture_output=True, text=True)
     assert done.returncode == 2
