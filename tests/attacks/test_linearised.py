@@ -8,6 +8,9 @@ from attackcheck.attacks import PixelFlip, cw, ddn, fmn, linearised, lipschitz_a
 from attackcheck.attacks._lagrangian import leap
 from attackcheck.attacks._rows import Noise
 from attackcheck.models import exact
+from attackcheck.models.checkpoint import load_checkpoint
+from attackcheck.models.datasets import load_data
+from attackcheck.models.shelf import shipped
 
 
 def picture(seed: int, side: int = 6) -> Tensor:
@@ -169,6 +172,32 @@ def test_a_single_uneven_row_never_leaps_alone() -> None:
     leaps = rows[2 * plain + 3 - 1 : -1]  # after slopes were looked at, before the last look
     assert len(leaps) == 5 + 13
     assert set(leaps) == {2}
+
+
+@pytest.mark.parametrize("name", ["isounet-xs", "lipnet-xs"])
+def test_networks_with_certificates_hardly_ever_leap(name: str) -> None:
+    """Their slopes are even; leaps cost some 400 passes a pixel and are meant for networks without constraints."""
+    model, image = load_checkpoint(shipped(name)).model, load_data(None)[0].image
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(image.shape[1], (16,), generator=generator)
+    columns = torch.randint(image.shape[2], (16,), generator=generator)
+    shown = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal shown
+        shown += len(x)
+        return model(x)  # type: ignore[no-any-return]
+
+    counts = []
+    for leaps in ((), (1,)):
+        shown = 0
+        linearised(
+            counted, image.expand(16, -1, -1, -1), PixelFlip(rows, columns), classes=3, iterations=6, leaps=leaps
+        )
+        counts.append(shown)
+    leapt, rest = divmod(counts[1] - counts[0] - 3 * 16, 1 + 13)
+    assert rest == 0
+    assert leapt <= 2  # of 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
