@@ -15,6 +15,7 @@ __all__ = ["guided"]
 _FIRST = 0.02  # share of the pixels that the first step aims at, before any movement was measured
 _WIDE, _NARROW = 0.25, 0.025  # of the budget, in the first and the last step
 _FLIPPED = 8.0  # how much faster than for unflipped pixels the weight falls behind the boundary
+_NOTHING = 1e-12  # weights that change no sum of single precision, but whose products processors compute slowly
 
 
 def guided(
@@ -62,7 +63,8 @@ def guided(
             share = (everything * (missing < 0)).flatten(1).sum(1)
             budget = (logits.detach() - clean).flatten(1).norm(dim=1) * _part(step / steps)
             width = _bought(missing, everything, budget) if step else _quantile(missing, everything)
-            weight = everything * torch.exp(-torch.where(missing > 0, missing, -_FLIPPED * missing) / width)
+            weight = torch.exp(-torch.where(missing > 0, missing, -_FLIPPED * missing) / width)
+            weight = everything * torch.where(weight > _NOTHING, weight, 0)
             nearest = (weight * missing).flatten(1).sum(1)
             if step < steps:
                 (gradient,) = torch.autograd.grad((weight * margins).sum(), point)

@@ -122,17 +122,23 @@ def _times(sheets: Sequence[Sheet]) -> Table:
 
 
 def _regions(sheets: Sequence[Sheet]) -> Table:
-    table = [["regions", "attack", "shorter on", "than", "in times its time", "tightness", "its"]]
+    """For each of ours and each peer, on how many regions it is shorter and how much of the peer's time it takes."""
+    peers = list(dict.fromkeys(r.contestant for sheet in sheets for r in sheet.results if r.kind != "ours"))
+    table = [["shorter on, in this part of its time", "attack", "tightness", "ms", *peers]]
     for sheet in sheets:
-        mean = _tightness(sheet).mean(axis=1)
-        for i, own in enumerate(sheet.results):
-            for j, peer in enumerate(sheet.results):
-                if own.kind == "ours" and peer.kind != "ours":
-                    wins = sum(a < b for a, b in zip(own.distance, peer.distance, strict=True))
-                    time = own.milliseconds / peer.milliseconds
-                    table.append([sheet.subject, own.contestant.removeprefix("attackcheck "),
-                                  f"{wins} of {len(own.distance)}", peer.contestant, f"{time:.3f}",
-                                  f"{mean[i]:.4f}", f"{mean[j]:.4f}"])  # fmt: skip
+        found = {result.contestant: result for result in sheet.results}
+        tight = dict(zip(found, _tightness(sheet).mean(axis=1), strict=True))
+        for name, own in found.items():
+            cells = []
+            for peer in peers:
+                rival = found.get(peer)
+                if rival is None or own.kind != "ours":
+                    cells.append("")
+                    continue
+                wins = sum(a < b for a, b in zip(own.distance, rival.distance, strict=True))
+                cells.append(f"{wins} of {len(own.distance)}, {own.milliseconds / rival.milliseconds:.2f}")
+            label = name.removeprefix("attackcheck ")
+            table.append([sheet.subject, label, f"{tight[name]:.4f}", f"{own.milliseconds:.0f}", *cells])
     return table
 
 

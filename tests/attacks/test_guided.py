@@ -95,3 +95,18 @@ def test_a_model_without_gradient_and_constant_margins_ends_finite() -> None:
 def test_a_single_pixel_is_refused_in_one_sentence() -> None:
     with pytest.raises(InputError, match="regions and images"):
         guided(exact.affine_pixel(), pictures(1, 8), PixelFlip(torch.tensor([1]), torch.tensor([1])), eps=0.1)
+
+
+def test_no_subnormal_gradient_slows_the_network_down() -> None:
+    """Weights fall exponentially with the margin; at small budgets those of most pixels would be subnormal."""
+    model, image, smallest = ac.load(shipped(NAMES[0])).model, load_data(None)[0].image[None], []
+
+    def watched(x: Tensor) -> Tensor:
+        logits = model(x)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: smallest.append(gradient[gradient != 0].abs().min()))
+        return logits
+
+    guided(watched, image, ImageFlip(), eps=0.1, steps=5)
+    assert len(smallest) == 5
+    assert min(smallest) > 1e-13
