@@ -185,9 +185,6 @@ def picture(sheets: Sequence[Sheet], path: Path) -> None:
         for result, row in zip(sheet.results, sheet.table(), strict=True):
             ours = result.kind == "ours"
             axis.plot(row["ms"], row["tightness"], "o" if ours else "x", color="tab:red" if ours else "0.35")
-            name = result.contestant.removeprefix("attackcheck ")
-            axis.annotate(name, (row["ms"], row["tightness"]), xytext=(4, 3), textcoords="offset points",
-                          fontsize=7, clip_on=True, color="tab:red" if ours else "0.25")  # fmt: skip
         top = max(row["tightness"] for row in sheet.table())
         axis.set_ylim(0.8 * top, 1.02 * top)  # what lies below is in the tables
         axis.set_xscale("log")
@@ -197,5 +194,33 @@ def picture(sheets: Sequence[Sheet], path: Path) -> None:
     for axis in axes.flat[len(sheets) :]:
         axis.set_visible(False)
     figure.tight_layout()
+    for sheet, axis in zip(sheets, axes.flat, strict=False):
+        _name(sheet, axis)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+_PLACES = ((6, -3), (6, 4), (6, -10), (-6, -3), (-6, 4), (-6, -10))  # of a name beside its mark, in points
+
+
+def _name(sheet: Sheet, axis: Any) -> None:
+    """Names the marks, ours first; a name that would cover another one wherever it stood is left to the tables."""
+    from matplotlib.transforms import Bbox
+
+    pairs = sorted(zip(sheet.results, sheet.table(), strict=True), key=lambda pair: pair[0].kind != "ours")
+    marks = axis.transData.transform([(row["ms"], row["tightness"]) for _, row in pairs])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
+    for result, row in pairs:
+        point, colour = (row["ms"], row["tightness"]), "tab:red" if result.kind == "ours" else "0.25"
+        name = result.contestant.removeprefix("attackcheck ")
+        for place in _PLACES:
+            side = "left" if place[0] > 0 else "right"
+            text = axis.annotate(
+                name, point, xytext=place, textcoords="offset points", fontsize=7, color=colour, ha=side
+            )
+            box = text.get_window_extent(axis.figure.canvas.get_renderer())
+            inside = axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
