@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 import time
 from collections import Counter
@@ -43,7 +44,11 @@ def main() -> None:
     """Run what the command line asks for."""
     arguments = _arguments()
     if arguments.join:
-        told, made = joined(arguments.join)
+        try:
+            told, made = joined(arguments.join)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"peers.py: expected files that --json wrote, got {error!r}", file=sys.stderr)
+            sys.exit(2)
         report = f"{digest(told)}\n{written(told, made)}\n"
         if arguments.markdown is None:
             print(report)
@@ -90,9 +95,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="attack nothing: sum up what --json wrote")
     arguments = parser.parse_args()
-    for path in arguments.join or ():
-        if not path.is_file():
-            parser.error(f"expected a file that --json wrote, got {str(path)!r}")
     photos = arguments.checkpoint is not None and arguments.data is not None
     default = tuple(name for name in NAMES if name != "photos" or photos) if arguments.full else QUICK
     arguments.subjects = tuple(arguments.subjects.split(",")) if arguments.subjects else default
@@ -112,7 +114,7 @@ def _head(arguments: argparse.Namespace) -> dict[str, str]:
         except PackageNotFoundError:
             versions.append(f"no {name}")
     return {
-        "command": "python benchmarks/peers.py " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
         "date": f"{datetime.now():%Y-%m-%d %H:%M}",
         "machine": f"{platform.machine()}, one thread, CPU milliseconds",
         "versions": ", ".join(versions),

@@ -82,7 +82,7 @@ def test_runs_are_summed_up(tmp_path):
     ]
     head = {"machine": "m", "versions": "v", "date": "d"}
     files = [tmp_path / "first.json", tmp_path / "second.json"]
-    command = "python benchmarks/peers.py --only adv-lib FAB --data folder:/home/me/val --json /home/me/x.json --seed 3"
+    command = "python benchmarks/peers.py --only 'adv-lib FAB' --data folder:/home/me/val --json /home/me/x --seed 3"
     files[0].write_text(
         json.dumps({**head, "budgets": "full", "command": command, "sheets": [sheet("net", "pixel", pixels)]})
     )
@@ -97,7 +97,7 @@ def test_runs_are_summed_up(tmp_path):
     assert "| adv-lib FAB | 2.0 |" in told
     assert "| net, regions | quick | 0.3750 | 3 | 1 of 2, 0.25 |" in told
     assert "| net, regions | adv-lib DAG | 0.3500 | 12 |  |" in told
-    assert "--data folder:val --seed 3" in told
+    assert "--only 'adv-lib FAB' --data folder:val --seed 3" in told
     assert "/home/me" not in told
 
 

@@ -71,21 +71,13 @@ def _markdown(table: Table) -> Iterator[str]:
     yield ""
 
 
-def _tightness(sheet: Sheet) -> np.ndarray[Any, Any]:
-    """(R, P) of each contestant and place."""
-    distance = np.array([result.distance for result in sheet.results])
-    radius = np.array(sheet.radius) if sheet.certified else distance.min(axis=0)
-    tight: np.ndarray[Any, Any] = np.where(np.isfinite(distance), radius / distance, 0.0)
-    return tight
-
-
 def _strength(sheets: Sequence[Sheet]) -> Table:
     """How far mean tightness is behind the best of all peers for each pixel, and of all contestants."""
     table = [["behind the best of all peers for each pixel", "pixels", "quick", "standard, first stage", "standard",
               "thorough", "nearest single peer", "standard behind all, ours included", "ms, first stage"]]  # fmt: skip
     standard = "attackcheck standard"
     for sheet in sheets:
-        tight = _tightness(sheet)
+        tight = sheet.tightness()
         names = [result.contestant for result in sheet.results]
         peers = [i for i, result in enumerate(sheet.results) if result.kind != "ours"]
         if not peers:
@@ -115,10 +107,12 @@ def _times(sheets: Sequence[Sheet]) -> Table:
     rows = [{row["attack"]: row for row in sheet.table() if row["ours as tight"]} for sheet in sheets]
     table = [["time over that of our cheapest as tight", *(sheet.subject for sheet in sheets)]]
     for name in dict.fromkeys(name for row in rows for name in row):
-        cells = [row.get(name) for row in rows]
-        told = ["" if cell is None else f"{cell['times slower'] or 'none'}" for cell in cells]
-        table.append([name, *(f"{float(t):.1f}" if t not in ("", "none") else t for t in told)])
+        table.append([name, *(_slower(row[name]) if name in row else "" for row in rows)])
     return table
+
+
+def _slower(row: dict[str, Any]) -> str:
+    return "none" if row["times slower"] is None else f"{row['times slower']:.1f}"
 
 
 def _regions(sheets: Sequence[Sheet]) -> Table:
@@ -127,7 +121,7 @@ def _regions(sheets: Sequence[Sheet]) -> Table:
     table = [["shorter on, in this part of its time", "attack", "tightness", "ms", *peers]]
     for sheet in sheets:
         found = {result.contestant: result for result in sheet.results}
-        tight = dict(zip(found, _tightness(sheet).mean(axis=1), strict=True))
+        tight = dict(zip(found, sheet.tightness().mean(axis=1), strict=True))
         for name, own in found.items():
             cells = []
             for peer in peers:

@@ -49,25 +49,30 @@ class Sheet:
     unit: str = "pixel"
     row: tuple[float, float] | None = None  # milliseconds that a row takes at least, forward and backward
 
+    def tightness(self) -> np.ndarray[Any, Any]:
+        """(R, P) of each contestant and place, 0 where nothing was found."""
+        distance = np.array([result.distance for result in self.results])
+        radius = np.array(self.radius) if self.certified else distance.min(axis=0)
+        tight: np.ndarray[Any, Any] = np.where(np.isfinite(distance), radius / distance, 0.0)
+        return tight
+
     def table(self) -> list[dict[str, Any]]:
         """One row for each contestant: what `COLUMNS` names, numbers as numbers, None where there is none."""
-        distance = np.array([result.distance for result in self.results])  # (R, P)
-        radius = np.array(self.radius) if self.certified else distance.min(axis=0)
-        tight = np.where(np.isfinite(distance), radius / distance, 0.0)
+        tight = self.tightness()
         peers = np.array([result.kind != "ours" for result in self.results])
         best = tight[peers].max(axis=0).mean() if peers.any() else math.nan
         mean = tight.mean(axis=1)
         names = [result.contestant for result in self.results]
         reference = mean[names.index(REFERENCE)] if REFERENCE in names else math.nan
         rows = []
-        for result, d, own in zip(self.results, distance, mean, strict=True):
-            finite = d[np.isfinite(d)]
+        for result, own in zip(self.results, mean, strict=True):
+            finite = np.array([d for d in result.distance if math.isfinite(d)])
             rival, slower = self._rival(result, own, mean)
             rows.append(
                 {
                     "attack": result.contestant,
                     "settings": result.budget,
-                    "found": f"{len(finite)}/{len(d)}",
+                    "found": f"{len(finite)}/{len(result.distance)}",
                     "mean": float(finite.mean()) if len(finite) else None,
                     "median": float(np.median(finite)) if len(finite) else None,
                     "tightness": float(own),
