@@ -1,4 +1,4 @@
-"""`python -m attackcheck` is the command line, as torchrun starts it: `torchrun -m attackcheck train`."""
+"""`python -m attackcheck` is the command line."""
 
 from attackcheck.cli import run
 

@@ -33,7 +33,7 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
         "train",
         help="train a 1-Lipschitz network",
         description="Train a 1-Lipschitz segmentation network. Under torchrun several processes share every batch: "
-        "torchrun --nproc-per-node 2 -m attackcheck train OPTIONS.",
+        "torchrun --nproc-per-node 2 --no-python attackcheck train OPTIONS.",
     )
     parser.add_argument(
         "--preset",

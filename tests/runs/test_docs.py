@@ -134,7 +134,8 @@ def test_torchrun_and_merge(mynet):
     words = shlex.split(launch)[1:]
     words += ["--images", "2", "--pixels", "2", "--plan", "quick", "--data", "folder:photos"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *words]
-    subprocess.run(launcher, check=True, capture_output=True, timeout=240)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where the command is
+    subprocess.run(launcher, env=os.environ | {"PATH": path}, check=True, capture_output=True, timeout=240)
     assert main(shlex.split(merge)[1:]) == 0
 
 
