@@ -87,8 +87,9 @@ def test_no_file_and_no_checkpoint(tmp_path: Path, content: Content) -> None:
     path = tmp_path / "net.pt"
     path.write_bytes(b"")
     assert "empty" in refusal(path)
-    path.write_bytes(b"hello")
-    assert "no torch file" in refusal(path)
+    for text in (b"hello", b"# a page\n", b'{"a": 1}'):
+        path.write_bytes(text)
+        assert "no torch file" in refusal(path)
     torch.save(content, path)
     whole = path.read_bytes()
     for share in (0.1, 0.5, 0.9):
