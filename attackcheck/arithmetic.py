@@ -271,7 +271,7 @@ class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         source = _first(args)
         unit = torch.finfo(value.dtype).eps
         narrowed = name == "_to_copy" and source is not None and unit > torch.finfo(source.dtype).eps
-        if name in _EXACT and not narrowed:
+        if (name in _EXACT and not narrowed) or (name == "lerp" and _chooses(args[2])):
             return result
         noise = torch.rand(value.shape, generator=self._generator, dtype=torch.float64).mul_(2).sub_(1).mul_(unit)
         moved = noise.add_(1.0).to(value.device).mul_(value.double()).to(value.dtype)
@@ -279,6 +279,11 @@ class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value.copy_(moved)
             return result
         return (moved, *result[1:]) if isinstance(result, tuple) else moved
+
+
+def _chooses(weight: Any) -> bool:
+    """Whether a mixture with these weights is one or the other of what it mixes, to the last bit."""
+    return isinstance(weight, Tensor) and bool(((weight == 0) | (weight == 1)).all())
 
 
 def _reverse_channels(args: Sequence[Any]) -> Sequence[Any]:
