@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from ._descents import Descents
 from ._newton import Outlook, outlook
-from ._refine import Track, shoot, shrink
+from ._rays import Course, begin_anew, follow
+from ._refine import shrink
 from ._rows import (
     Box,
     Generators,
@@ -22,17 +22,12 @@ from ._rows import (
     downhill,
     lengths,
     loss_and_gradient,
-    of_rows,
     select,
 )
-from ._turning import OVERSHOOT, Bests, turn
 from .objectives import Objective
 
 __all__ = ["linearised"]
 
-_FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
-_OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
-_FIRST_OVERSHOOT = 0.3
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
 _EVEN = (0.6, 1.45)  # slope of an even margin, whose class may be another one, over that at the image
 _LOOKS = (1.0, 2.0, 4.0)  # distances at which slopes are looked at: those of networks without constraints differ more
@@ -49,6 +44,7 @@ def linearised(
     search: int = 4,
     iterations: int = 16,
     refine: int = 6,
+    anew: int = 0,
     again: int = 0,
     starts: int = 2,
     leaps: Sequence[int] = (),
@@ -65,7 +61,8 @@ def linearised(
        plane, and the ray turns part of the way to the projection (FAB, Croce & Hein 2020, with its bias towards the
        image). That part is annealed from .7 to .02. The first three eighths of the turns look from beyond the boundary,
        by up to .3 of the distance, which leads out of narrow dents; then the best ray goes on alone.
-    3. The best direction is searched again, `refine` points.
+    3. The best direction is searched again, `refine` points. With `anew` > 0, rows whose distance is more than 5 %
+       below or 50 % above the linearised one begin again with two rays and so many turns.
     4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
        nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
        `fmn` from each of `starts` places, at least two: the nearest linearised boundary, the fifth, the third, a random
@@ -78,35 +75,23 @@ def linearised(
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
-    `iterations` and, for each ray but the first, three eighths of them, rounded. With `again` or `leaps`, three each
-    more to look at slopes; for a bent row `starts` times `again` + 13 forward, for one of uneven slope two starts more
-    and each of `leaps` + 13; and 3 less each backward. With search = 1 the first turn looks at that
-    point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward passes.
+    `iterations` and, for each ray but the first, three eighths of them, rounded. With search = 1 the first turn looks
+    at that point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward
+    passes. A row that begins again costs turns for two rays and `refine` more. With `again` or `leaps`, three each more
+    to look at slopes; for a bent row `starts` times `again` + 13 forward, for one of uneven slope two starts more and
+    each of `leaps` + 13; and 3 less each backward.
     """
     images = images.detach()
     noise = Noise(images, generator)
     view = outlook(model, images, objective, classes, noise)
     if objective.joint:
         return _descend(model, images, view, rays, descent, search + refine, box)
-    count = min(rays, view.direction.shape[0])
-    batch = images.shape[0]
-    seen, wide, margin = model, images, view.objective.by_margin()
-    if count > 1:
-        index = torch.arange(batch, device=images.device).repeat(count)
-        seen, wide, margin = of_rows(model, index), images[index], margin.rows(index)  # (R*B, C, H, W)
-    guess, start = 1.001 * view.distance[:count].flatten(), view.loss[:count].flatten()
-    ways = view.direction[:count].flatten(0, 1)
-    track = Track(wide, ways, guess, torch.zeros_like(guess, dtype=torch.bool))
-    if search > 1 or not iterations:  # the first turn looks at the first point anyway
-        track = shoot(seen, wide, ways, guess, margin, start=start, steps=search, reach=reach, box=box)
-    opening = round(_OPENING * iterations) if count > 1 else 0
-    schedule = _schedule(opening, iterations)
-    bests = turn(seen, wide, margin, Bests.of(track, wide), schedule[:opening], box)
-    bests = bests.chosen(count)
-    bests = turn(model, images, view.objective.by_margin(), bests, schedule[opening:], box)
-    margin = view.objective.by_margin()
-    found, success = bests.searched(model, images, margin, view.loss[0], refine, reach, box)
+    course = Course(rays, search, iterations, refine, reach, box)
+    found, success = follow(model, images, view, course)
+    if anew:
+        found = begin_anew(model, images, view, found, success, course, anew)
     if again or leaps:
+        margin = view.objective.by_margin()
         bent, uneven = _shape(model, images, view, margin, found, success, box)
         descents = partial(Descents, model, images, view, box=box, noise=noise, generator=generator)
         if again:
@@ -135,24 +120,6 @@ def _shape(
         change = lengths(gradient) / slope
         uneven |= (change < _EVEN[0]) | (change > _EVEN[1])
     return success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1])), success & uneven
-
-
-def _schedule(opening: int, iterations: int) -> list[tuple[float, float]]:
-    """Part of the way to turn and overshoot, turn by turn; `opening` turns with all rays, the others with the best.
-
-    Both are annealed, the first like DDN's step size, from .7 to .2 in the opening and on to .02: the kinks of
-    piecewise linear networks average out, and no row gets stuck. Up to eight turns have no time to come back from far
-    beyond the boundary, and stay at it.
-    """
-    strides = [(_FIRST_TURN, _MIDDLE_TURN, opening), (_MIDDLE_TURN, _LEAST_TURN, iterations - opening)]
-    if not opening:
-        strides = [(_FIRST_TURN, _LEAST_TURN, iterations)]
-    parts = []
-    for first, last, count in strides:
-        parts += [last + (first - last) * (1 + math.cos(math.pi * (i + 1) / count)) / 2 for i in range(count)]
-    far = _FIRST_OVERSHOOT * min(1.0, max(0.0, iterations / 8 - 1))
-    back = max(1, round(_OPENING * iterations))
-    return [(part, OVERSHOOT + far * max(0.0, 1 - (i + 1) / back)) for i, part in enumerate(parts)]
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,10 @@ class _Nearest:
         loss = torch.stack([goal.loss for goal in goals]).gather(0, self.choice.unsqueeze(0)).squeeze(0)
         return Goal(loss, goals[0].success)
 
+    def rows(self, index: Tensor) -> _Nearest:
+        """That of the rows `index`."""
+        return _Nearest([variant.rows(index) for variant in self.variants], self.choice[index])
+
 
 class Outlook(NamedTuple):
     """What the clean images tell, V candidates sorted by linearised distance, nearest first."""
@@ -33,7 +37,12 @@ class Outlook(NamedTuple):
     loss: Tensor  # (V, B) margins at the image
     direction: Tensor  # (V, B, C, H, W) unit, downhill
     distance: Tensor  # (V, B) Newton steps: margin / norm of its gradient
-    nearest: Callable[[Tensor], Goal]  # the margin of each row's first candidate alone
+    nearest: _Nearest  # the margin of each row's first candidate alone
+
+    def rows(self, index: Tensor) -> Outlook:
+        """That of the rows `index`."""
+        parts = (self.loss[:, index], self.direction[:, index], self.distance[:, index])
+        return Outlook(self.objective.rows(index), *parts, self.nearest.rows(index))
 
 
 def outlook(model: Model, images: Tensor, objective: Objective, classes: int, noise: Noise) -> Outlook:

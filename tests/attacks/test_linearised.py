@@ -1,5 +1,7 @@
 """What is particular to attacks along rays: how far they reach, what they cost, and the Lipschitz ascent."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,6 +58,7 @@ def test_costs_are_as_documented() -> None:
     for attack, options, expected in (
         (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 2) + 3 + 3),
         # an affine boundary is not bent: nothing is done again
+        (linearised, {"search": 1, "iterations": 5, "refine": 1, "anew": 16}, 1 + 5 + 1),
         (linearised, {"search": 2, "iterations": 5, "refine": 3, "again": 20, "leaps": (9,)}, 2 + 2 + 5 + 3 + 3),
         (fmn, {"steps": 20, "turns": 6, "refine": 4}, 1 + 20 + 6 + 4),
         (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
@@ -126,6 +129,49 @@ def test_leaps_find_the_boundary_that_descents_cannot_see(near: float, hint: flo
         distance = (found - images).flatten(1).norm(dim=1)
         assert (model(found)[:, :, 0, 0].argmax(1) != 0).all()
         assert ((distance >= least) & (distance <= most)).all()
+
+
+class Fading(nn.Module):
+    """Two other classes: the margin to one fades, so that its boundary lies at 3 instead of 1; the other's lies at 1.2.
+
+    Of every other row of the attack nothing fades.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.of(images, torch.arange(len(images)))
+
+    def for_rows(self, index: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda images: self.of(images, index)
+
+    def of(self, images: Tensor, index: Tensor) -> Tensor:
+        assert len(index) == len(images)
+        self.shown.append(index)
+        fades = (index % 2 == 1)[:, None, None]  # rows that know whose they are
+        ahead, side = (images[:, 0] - 0.5) * 6, (images[:, 1] - 0.5) * 6  # 36 pixels: norm 1 where all move by 1 / 6
+        first = torch.where(fades & (ahead > 0.5), 0.5 + 0.2 * (ahead - 0.5), ahead)
+        return torch.stack([torch.ones_like(first), first, side / 1.2], 1)
+
+
+def test_rows_that_end_far_beyond_the_linearised_boundary_begin_anew() -> None:
+    model, where = Fading(), torch.tensor([1, 2, 3])
+    images = torch.full((3, 3, 6, 6), 0.5, dtype=torch.float64)
+    objective = PixelFlip(where, where)
+    quick = {"classes": 2, "search": 1, "iterations": 5, "refine": 1}
+    short, long = 1 / 6, 1.2 / 6  # one pixel alone has to move
+    for anew, truth, passes in ((0, 3 / 6, 0), (16, long, 6 * 2 + 10 + 1)):
+        model.shown.clear()
+        found = linearised(model, images, objective, anew=anew, **quick)  # type: ignore[arg-type]
+        distance = (found - images).flatten(1).norm(dim=1)
+        assert distance[[0, 2]].tolist() == pytest.approx([short] * 2, rel=0.01)
+        assert float(distance[1]) == pytest.approx(truth, rel=0.01)
+        assert (distance >= torch.tensor([short, long, short]) * (1 - 1e-9)).all()
+        own = [index for index in model.shown if index.tolist() != [0, 1, 2]]
+        assert sum(len(index) for index in own) == 2 * passes  # the row has company: itself
+        assert all((index == 1).all() for index in own)
 
 
 @pytest.mark.parametrize("leaps", [(), (7,), (7, 5, 3, 2, 4)])
