@@ -101,6 +101,10 @@ def _arguments() -> argparse.Namespace:
     for name in arguments.subjects:
         if name not in NAMES:
             parser.error(f"expected subjects among {', '.join(NAMES)}, got {name!r}")
+    known = [*(f"attackcheck {own}" for own in pixelwise.OURS), *PEERS]
+    for part in arguments.only.split(",") if arguments.only and arguments.kinds == "pixel" else ():
+        if not any(name.startswith(part.strip()) for name in known):
+            parser.error(f"expected beginnings of names such as {', '.join(known)}, got {part.strip()!r}")
     if "photos" in arguments.subjects and not photos:
         parser.error("the subject photos needs --checkpoint and --data")
     return arguments

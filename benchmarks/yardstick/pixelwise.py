@@ -33,14 +33,18 @@ def _pixel_stages(name: str) -> tuple[Stage, ...]:
     return tuple(s for s in plan(name).stages if s.objective == "pixel" and registry.get(s.attack).flips)
 
 
+def _turns(count: int, classes: int) -> Stage:
+    return Stage("linearised", options={"classes": classes, "search": 1, "iterations": count, "refine": 1})
+
+
 OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     "8 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 8, "refine": 3}),)),
     "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
-    "3 turns": Own(
-        "one ray", (Stage("linearised", options={"classes": 1, "search": 1, "iterations": 3, "refine": 2}),)
-    ),
+    "3 turns": Own("one ray", (_turns(3, classes=1),)),
+    "2 turns": Own("one ray", (_turns(2, classes=1),)),
+    "2 turns of 2": Own("one ray, two classes", (_turns(2, classes=2),)),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
