@@ -29,6 +29,7 @@ from .objectives import Objective
 __all__ = ["linearised"]
 
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
+_GAIN, _LONGER = 0.9, 2.5  # where few steps shortened the distance that much, many more may lead on
 _EVEN = (0.6, 1.45)  # slope of an even margin, whose class may be another one, over that at the image
 _LOOKS = (1.0, 2.0, 4.0)  # distances at which slopes are looked at: those of networks without constraints differ more
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
@@ -66,7 +67,8 @@ def linearised(
     4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
        nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
        `fmn` from each of `starts` places, at least two: the nearest linearised boundary, the fifth, the third, a random
-       direction, twice as far away as the best point and so on. Then what they found turns.
+       direction, twice as far away as the best point and so on. Then what they found turns. Where that was
+       10 % nearer, few steps may not have been enough: two and a half times as many go from two of these places.
     5. Where the margin's slope, at the boundary or twice or four times as far away, is below .6 or above 1.45 of that
        at the image, as on most pixels of networks without constraints and hardly any of those with a certificate, all
        of these may end in the same local minimum. There two more starts are tried, and as many steps down an augmented
@@ -78,8 +80,8 @@ def linearised(
     `iterations` and, for each ray but the first, three eighths of them, rounded. With search = 1 the first turn looks
     at that point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward
     passes. A row that begins again costs turns for two rays and `refine` more. With `again` or `leaps`, three each more
-    to look at slopes; for a bent row `starts` times `again` + 13 forward, for one of uneven slope two starts more and
-    each of `leaps` + 13; and 3 less each backward.
+    to look at slopes; for a bent row `starts` times `again` + 13 forward, and rarely twice 2.5 times `again` + 13, for
+    one of uneven slope two starts more and each of `leaps` + 13; and 3 less each backward.
     """
     images = images.detach()
     noise = Noise(images, generator)
@@ -96,7 +98,10 @@ def linearised(
         descents = partial(Descents, model, images, view, box=box, noise=noise, generator=generator)
         if again:
             starts = max(2, starts)
-            found = descents(found, bent & ~uneven).descended(again, starts, rays)
+            before, even = lengths(found - images), bent & ~uneven
+            found = descents(found, even).descended(again, starts, rays)
+            unfinished = even & (lengths(found - images) < _GAIN * before)
+            found = descents(found, unfinished).descended(round(_LONGER * again), 2, rays)
             found = descents(found, uneven).descended(again, starts + 2, rays)
         if leaps:
             found = descents(found, uneven).leapt(leaps)

@@ -174,6 +174,35 @@ def test_rows_that_end_far_beyond_the_linearised_boundary_begin_anew() -> None:
         assert all((index == 1).all() for index in own)
 
 
+class Kinked(nn.Module):
+    """The margin to one class is a little less steep beyond its middle, so that its boundary lies at 1.27 instead of 1;
+    that to another class is linear, and its boundary at `other`."""
+
+    def __init__(self, other: float) -> None:
+        super().__init__()
+        self.other, self.calls = other, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += len(images)
+        ahead, side = images[:, 0] - 0.5, images[:, 1] - 0.5
+        first = torch.where(ahead > 0.5, 0.5 + 0.65 * (ahead - 0.5), ahead)
+        return torch.stack([torch.ones_like(first), first, side / self.other], 1)
+
+
+@pytest.mark.parametrize(("other", "nearest", "longer"), [(1.05, 1.05, 1), (2.0, 0.5 + 0.5 / 0.65, 0)])
+def test_descents_that_shorten_the_distance_go_on(other: float, nearest: float, longer: int) -> None:
+    model, where = Kinked(other), torch.tensor([2, 3])
+    images = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64)
+    options = {"classes": 2, "search": 2, "iterations": 5, "refine": 3}
+    calls = []
+    for extra in ({}, {"again": 16, "starts": 4}):
+        model.calls = 0
+        found = linearised(model, images, PixelFlip(where, where), **options, **extra)  # type: ignore[arg-type]
+        calls.append(model.calls // 2)
+    assert calls[1] - calls[0] == 3 + 4 * (16 + 13) + longer * 2 * (40 + 13)
+    assert (found - images).flatten(1).norm(dim=1).tolist() == pytest.approx([nearest] * 2, rel=2e-3)
+
+
 @pytest.mark.parametrize("leaps", [(), (7,), (7, 5, 3, 2, 4)])
 @pytest.mark.parametrize("starts", [1, 2, 3, 4, 7, 12])
 def test_only_bent_rows_are_descended_again_from_every_start(starts: int, leaps: tuple[int, ...]) -> None:
