@@ -93,6 +93,20 @@ def test_error_bound_covers_the_true_error_of_float64(offset, how, seed):
     assert bound.max() < 1e-13 * max(1.0, 100 * offset)  # and it is of use
 
 
+@pytest.mark.parametrize(("weights", "exact"), [((0.0, 1.0, 1.0), True), ((0.0, 0.5, 1.0), False)])
+def test_a_mixture_by_weights_of_0_and_1_is_a_choice_and_rounds_nothing(weights, exact):
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return torch.lerp(x, x.flip(3), torch.tensor(weights, dtype=x.dtype)[:, None, None])
+
+    x = torch.rand(1, 3, 5, 5)
+    reference = Reference(Mixed().eval(), x)
+    logits = reference(x)
+    bound, _ = reference.error(x, logits)
+    floor = 4 * torch.finfo(torch.float64).eps * logits.abs().amax(dim=(0, 2, 3))
+    assert bool((bound <= floor * (1 + 1e-9)).all()) is exact
+
+
 def test_low_precision_inside_is_noticed_and_counts():
     weight = torch.rand(2, 3, 1, 1)
 
