@@ -26,7 +26,7 @@ from attackcheck.regions import Region
 from attackcheck.subject import Settings
 from attackcheck.tally import Tally
 
-__all__ = ["Rehearsed", "depends_on_boundaries", "rehearse", "work_on"]
+__all__ = ["Rehearsed", "depends_on_boundaries", "rehearse", "without_few", "work_on"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -100,6 +100,11 @@ def depends_on_boundaries(stage: Stage) -> bool:
     options = [name for name in ("anew", "again", "leaps") if name in parameters]
     numbers = [stage.options.get(name, parameters[name].default) for name in options]
     return stage.objective == "pixel" and any(numbers)
+
+
+def without_few(stage: Stage) -> Stage:
+    """The stage without what few rows do again in calls of their own, which would be taken for its usual calls."""
+    return replace(stage, options={name: value for name, value in stage.options.items() if name != "anew"})
 
 
 def rehearse(stage: Stage, settings: Settings, model: Model, work: ImageWork) -> Rehearsed:
