@@ -26,7 +26,7 @@ from attackcheck.regions import Region
 from attackcheck.subject import Settings
 from attackcheck.tally import Tally
 
-__all__ = ["Rehearsed", "depends_on_boundaries", "rehearse", "without_few", "work_on"]
+__all__ = ["Rehearsed", "depends_on_boundaries", "rehearse", "usual_calls", "work_on"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -102,8 +102,8 @@ def depends_on_boundaries(stage: Stage) -> bool:
     return stage.objective == "pixel" and any(numbers)
 
 
-def without_few(stage: Stage) -> Stage:
-    """The stage without what few rows do again in calls of their own, which would be taken for its usual calls."""
+def usual_calls(stage: Stage) -> Stage:
+    """The stage without what few rows do anew: those calls are small, and the others would be taken to be as small."""
     return replace(stage, options={name: value for name, value in stage.options.items() if name != "anew"})
 
 

@@ -16,7 +16,7 @@ from attackcheck.claims import Claim
 from attackcheck.passes import Clock, Passes, count_passes, extra_forward
 from attackcheck.receptive import Windows
 from attackcheck.regions import Region
-from attackcheck.rehearsal import depends_on_boundaries, rehearse, without_few, work_on
+from attackcheck.rehearsal import depends_on_boundaries, rehearse, usual_calls, work_on
 from attackcheck.subject import Settings
 from attackcheck.timing import Timing
 
@@ -94,7 +94,7 @@ class StageCosts:
         if aimed == 0:
             return StageCost(stage.attack, stage.objective, 0, 0, 0.0, 0.0, 0.0, 0.0), 0
         passes = count_passes(
-            without_few(stage),
+            usual_calls(stage),
             settings,
             channels=len(self._image),
             classes=len(self._logits),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, parts
+from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, of_rows, parts, polar
 
 __all__ = ["DEEPEST", "corners"]
 
@@ -55,7 +55,7 @@ def corners(
     nearest = max(_NEAREST, 3 * float(torch.finfo(images.dtype).eps ** 0.5))
     spots, thrown = [], []
     for _ in range(min(DEEPEST, point.shape[1])):
-        way = _unit(_beside(_drawn(images, walks // batch, generator).flatten(1), normals))
+        way, _ = polar(_beside(_drawn(images, walks // batch, generator).flatten(1), normals))
         reach = lengths(point - center).clamp_min(torch.finfo(images.dtype).tiny)
         far = (reach[:, None] * strides).clamp_max(farthest)
 
@@ -74,10 +74,10 @@ def corners(
             crossed = (at(middle) - here).norm(dim=2) > least
             low, high = torch.where(crossed, low, middle), torch.where(crossed, middle, high)
         gained = _beside((at(high) - here)[:, 0], normals)
-        normals.append(torch.where(met[:, None], _unit(gained), 0))
+        normals.append(torch.where(met[:, None], polar(gained)[0], 0).to(point))
         point = point + torch.where(met, low[:, 0], golden * far[:, -1])[:, None] * way
         throw = lengths(point - center).repeat_interleave(each) * nearest**shares
-        away = _unit(_drawn(images, walks // batch * each, generator).flatten(1))
+        away, _ = polar(_drawn(images, walks // batch * each, generator).flatten(1))
         spot = clip(point.repeat_interleave(each, 0) + across(throw, away) * away, box)
         spots.append(spot.reshape(batch, -1, *shape))
         thrown.append(throw.reshape(batch, -1))
@@ -92,7 +92,7 @@ class _Slopes:
         self._weights: Tensor | None = None  # (B * W, K, H, W)
 
     def __call__(self, points: Tensor, walks: int) -> Tensor:
-        """At points (B * W * n, C, H, W), those of a walk side by side; (B * W, n, C * H * W)."""
+        """At points (B * W * n, C, H, W), those of a walk side by side; (B * W, n, C * H * W) in float64."""
         gradient, rows = torch.empty_like(points), torch.arange(len(points), device=points.device)
         walk = rows // (len(points) // walks)
         for part in parts(self._model, len(points), together=2):
@@ -103,7 +103,8 @@ class _Slopes:
                     each = logits.new_empty(self._batch, walks // self._batch, *logits.shape[1:])
                     self._weights = gaussian(each, self._generator).flatten(0, 1)
                 (gradient[part],) = torch.autograd.grad((logits * self._weights[walk[part]]).sum(), some)
-        return gradient.nan_to_num(nan=0, posinf=0, neginf=0).reshape(walks, len(points) // walks, -1)
+        gradient = gradient.double().nan_to_num(nan=0, posinf=0, neginf=0)  # float32 cannot square small logits' slopes
+        return gradient.reshape(walks, len(points) // walks, -1)
 
 
 def _drawn(images: Tensor, count: int, generator: Generators) -> Tensor:
@@ -112,11 +113,7 @@ def _drawn(images: Tensor, count: int, generator: Generators) -> Tensor:
 
 
 def _beside(ways: Tensor, normals: list[Tensor]) -> Tensor:
-    """What of these vectors (R, D) is orthogonal to all normals, unit or 0; twice, for rounding's sake."""
+    """What of these vectors (R, D) is orthogonal to all normals, which are units or 0; twice, for rounding's sake."""
     for normal in [*normals, *normals]:
         ways = ways - (ways * normal).sum(1, keepdim=True) * normal
     return ways
-
-
-def _unit(ways: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(ways, dim=1)
