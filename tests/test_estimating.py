@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import attackcheck as ac
+from attackcheck import stage_costs
 from attackcheck.attacks.plans import Plan, Stage, plan
 from attackcheck.cli import main
 from attackcheck.engine import run
@@ -118,6 +119,22 @@ def test_time_of_plans_that_come_along(name):
     before, _, taken = both(plan(name), 64, 72, images=1, pixels=12)
     assert before.seconds == pytest.approx(taken, rel=0.25)
     assert before.crop is not None
+
+
+def test_the_small_calls_of_rows_that_begin_anew_are_not_taken_for_the_usual_ones(monkeypatch):
+    counted = []
+
+    def kept(*arguments, **options):
+        counted.append(count_passes(*arguments, **options))
+        return counted[-1]
+
+    monkeypatch.setattr(stage_costs, "count_passes", kept)
+    model = Ticking()
+    images = ArrayImages(torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)))
+    settings = Settings(plan=Plan("first", plan("quick").stages[:1]), pixels=48, audit=False)
+    estimate(Subject(model, ac.LipschitzClaim(60.0), {}), images, settings, clock=model.time)
+    assert counted
+    assert all(passes.together == 1 for passes in counted)
 
 
 def test_images_and_budgets_count_once_each():

@@ -150,6 +150,15 @@ def test_the_supremum_of_small_maxmin_networks_is_reached_within_three_percent(
     assert 0.97 <= float(slopes(model, found)) / truth <= 1 + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("widths", "seed"), [((3, 4, 4, 4, 3), 103), ((5, 6, 6, 3), 108), ((5, 6, 6, 3), 100)], ids=str
+)
+def test_in_single_precision_short_pairs_far_away_do_not_win_by_rounding(widths: tuple[int, ...], seed: int) -> None:
+    model = Small(widths, "maxmin", seed)
+    found = lipschitz_pairs(model, picture(seed, widths[0], 1)[None].float(), starts=32)
+    assert 0.97 <= float(slopes(model, found.double())) / model.supremum() <= 1 + 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_norm_of_an_affine_map_is_reached(seed: int, dtype: torch.dtype) -> None:
