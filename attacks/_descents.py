@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._crossing import between
 from ._fmn import descend, polish
 from ._lagrangian import leap
 from ._newton import Outlook
-from ._rows import Box, Generators, Model, Noise, across, gaussian, lengths, of_rows, polar, select
+from ._rows import Box, Generators, Model, Noise, across, gaussian, lengths, of_rows, polar
 from .objectives import Objective
 
 __all__ = ["Descents"]
@@ -22,7 +24,7 @@ _RANDOM = None
 _STARTS: tuple[int | float | None, ...] = (0, 4, 2, _RANDOM, 2.0, 3.0, _RANDOM, 1, 3, 1.5, 5)
 _RATE = 1.5  # length of the first step over the distance of the start
 _GAMMA = 0.05
-_STRIDES = (4.0, 8.0, 8.0, 2.0)  # lengths of the first step of leaps in linearised distances, again from the beginning
+_CROSSED_STEPS, _CROSSED_RATE = 10, 0.75  # of descents from between two minima, at the nearer one's distance
 _MORE_TURNS, _MORE_REFINE = 10, 3
 
 
@@ -42,7 +44,7 @@ class _Part(NamedTuple):
 
 
 class Descents:
-    """Descents of some `rows` (B,) bool, which succeed at `found` (B, C, H, W)."""
+    """Descents of some `rows` (B,) bool, which succeed at `found` (B, C, H, W), and all that they have found."""
 
     def __init__(
         self,
@@ -56,42 +58,76 @@ class Descents:
         noise: Noise,
         generator: Generators,
     ) -> None:
-        self._model, self._images, self._view, self._found = model, images, view, found
+        self._model, self._images, self._view = model, images, view
         self._box, self._noise, self._generator = box, noise, generator
         self._index = rows.nonzero().flatten()  # here the host waits for the device, once for each kind of descent
         self._so_far = (found - images)[self._index]
         self._shortest = lengths(self._so_far)
+        self._known = [found[self._index][None]]  # points (n, b, C, H, W)
+        self._distance = [self._shortest[None]]  # of them, (n, b), infinite where they do not succeed
 
-    def descended(self, steps: int, starts: int, together: int) -> Tensor:
-        """The closest successes known, after `fmn` from several places; `together` of them, at least two, at once."""
-        points = self._found
+    def only(self, rows: Tensor) -> Descents:
+        """Those of the rows that are among `rows` (B,) bool, with all that they have found."""
+        kept = rows[self._index].nonzero().flatten()  # and here
+        part = copy(self)
+        part._index = self._index[kept]
+        part._so_far, part._shortest = self._so_far[kept], self._shortest[kept]
+        part._known = [known[:, kept] for known in self._known]
+        part._distance = [distance[:, kept] for distance in self._distance]
+        return part
+
+    def closest(self, points: Tensor) -> Tensor:
+        """Those points (B, C, H, W) of the whole attack, with the closest successes known in these rows."""
         if not len(self._index):
             return points
+        known, distance = torch.cat(self._known), torch.cat(self._distance)
+        best = known[distance.argmin(0), torch.arange(len(self._index), device=known.device)]
+        return points.index_copy(0, self._index, best)
+
+    def shortened(self, part: float) -> Tensor:
+        """Rows (B,) bool whose distance is below this part of what it was."""
+        shorter = torch.zeros(len(self._images), dtype=torch.bool, device=self._images.device)
+        return shorter.index_copy(0, self._index, torch.cat(self._distance).amin(0) < part * self._shortest)
+
+    def descend(self, steps: int, starts: int, together: int) -> None:
+        """By `fmn` from several places; `together` of them, at least two, at once."""
+        if not len(self._index):
+            return
         together = min(max(2, together), starts)
         for begin in range(0, starts, together):
             # never a single row: libraries compute a batch of one by another algorithm
             number = min(begin, starts - together)
-            part = self._rows(together)
-            places = [self._start(number + i) for i in range(together)]
-            start, epsilon, first = (torch.cat(values) for values in zip(*places, strict=True))
-            found, norm = descend(
-                *part.attacked, start, epsilon, first, steps=steps, gamma=_GAMMA, box=self._box, noise=part.noise
-            )
-            points = self._closer(points, part, found, norm)
-        return points
+            self._descend(steps, [self._start(number + i) for i in range(together)])
 
-    def leapt(self, paths: Sequence[int]) -> Tensor:
-        """The closest successes known, after descents of so many steps each that leave local minima."""
-        points = self._found
+    def leap(self, paths: Sequence[int], strides: Sequence[float]) -> None:
+        """By descents of so many steps each that leave local minima, with first steps of `strides`, again and again."""
         if not len(self._index):
-            return points
+            return
         for number, steps in enumerate(paths):
             part = self._rows(1 if len(self._index) > 1 else 2)
             unit = self._view.distance[0][part.origin]
-            first = torch.full_like(unit, _STRIDES[number % len(_STRIDES)])
+            first = torch.full_like(unit, strides[number % len(strides)])
             found, norm = leap(*part.attacked, unit, part.loss, first, steps=steps, box=self._box, noise=part.noise)
-            points = self._closer(points, part, found, norm)
-        return points
+            self._learn(part, found, norm)
+
+    def cross(self, generations: int) -> None:
+        """By short descents from between the closest successes known, again and again."""
+        if not len(self._index):
+            return
+        for _ in range(generations):
+            known, distance = torch.cat(self._known), torch.cat(self._distance)
+            ways = between(known - self._images[self._index], distance, self._noise.rows(self._index))
+            nearest = distance.amin(0)
+            free, first = torch.full_like(nearest, torch.inf), _CROSSED_RATE * nearest
+            self._descend(_CROSSED_STEPS, [(across(nearest, way) * way, free, first) for way in ways])
+
+    def _descend(self, steps: int, places: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        part = self._rows(len(places))
+        start, epsilon, first = (torch.cat(values) for values in zip(*places, strict=True))
+        found, norm = descend(
+            *part.attacked, start, epsilon, first, steps=steps, gamma=_GAMMA, box=self._box, noise=part.noise
+        )
+        self._learn(part, found, norm)
 
     def _start(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Perturbation (b, C, H, W), radius of the first sphere (b,), infinite for a search, length of a step (b,)."""
@@ -123,18 +159,15 @@ class Descents:
         margin, loss = self._view.objective.by_margin().rows(index), self._view.loss[0][index]
         return _Part(index, of_rows(self._model, index), self._images[index], margin, loss, self._noise.rows(index))
 
-    def _closer(self, points: Tensor, part: _Part, found: Tensor, norm: Tensor) -> Tensor:
-        """The closest of `points` (B, C, H, W) and of `found`, at distances `norm`, once its rays have turned."""
+    def _learn(self, part: _Part, found: Tensor, norm: Tensor) -> None:
+        """Keeps what was found at distances `norm` (b,), once its rays have turned."""
         found, success = polish(
             *part.attacked, found, norm, part.loss, turns=_MORE_TURNS, refine=_MORE_REFINE, box=self._box,
             noise=part.noise,
         )  # fmt: skip
-        count = len(part.origin) // len(self._index)
-        length, end = torch.where(success, lengths(found - part.images), torch.inf).reshape(count, -1).min(0)
-        found = found.reshape(count, -1, *found.shape[1:])[end, torch.arange(len(end), device=end.device)]
-        before = points[self._index]
-        nearer = length < lengths(before - self._images[self._index])
-        return points.index_copy(0, self._index, select(nearer, found, before))
+        distance = torch.where(success, lengths(found - part.images), torch.inf)
+        self._known.append(found.reshape(-1, *self._so_far.shape))
+        self._distance.append(distance.reshape(-1, len(self._index)))
 
 
 def _fresh(given: torch.Generator, number: int) -> torch.Generator:

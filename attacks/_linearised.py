@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,9 +28,10 @@ from .objectives import Objective
 __all__ = ["linearised"]
 
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
-_GAIN, _LONGER = 0.9, 2.5  # where few steps shortened the distance that much, many more may lead on
-_EVEN = (0.6, 1.45)  # slope of an even margin, whose class may be another one, over that at the image
-_LOOKS = (1.0, 2.0, 4.0)  # distances at which slopes are looked at: those of networks without constraints differ more
+_GAIN = 0.75  # where descents shortened the distance that much, there may be more to find
+# Distances over that of the boundary where slopes are looked at, and those of an even margin, whose class may be
+# another one, over that at the image: networks without constraints differ more, and before the boundary already.
+_EVEN = ((0.5, 0.9, 1.15), (1.0, 0.6, 1.45), (2.0, 0.6, 1.45), (4.0, 0.6, 1.45))
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
 
@@ -49,6 +49,8 @@ def linearised(
     again: int = 0,
     starts: int = 2,
     leaps: Sequence[int] = (),
+    strides: Sequence[float] = (2.0, 4.0, 8.0),
+    crossings: int = 0,
     descent: int = 40,
     reach: float = 8.0,
     box: Box = None,
@@ -67,21 +69,25 @@ def linearised(
     4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
        nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
        `fmn` from each of `starts` places, at least two: the nearest linearised boundary, the fifth, the third, a random
-       direction, twice as far away as the best point and so on. Then what they found turns. Where that was
-       10 % nearer, few steps may not have been enough: two and a half times as many go from two of these places.
-    5. Where the margin's slope, at the boundary or twice or four times as far away, is below .6 or above 1.45 of that
-       at the image, as on most pixels of networks without constraints and hardly any of those with a certificate, all
-       of these may end in the same local minimum. There two more starts are tried, and as many steps down an augmented
-       Lagrangian as each number in `leaps` says leave that minimum: paths of other lengths end elsewhere.
+       direction, twice as far away as the best point and so on. Then what they found turns.
+    5. Where that was a quarter nearer, or where the margin's slope, at the boundary or twice or four times as far away,
+       is below .6 or above 1.45 of that at the image, or half-way below .9 or above 1.15, as on most pixels of networks
+       without constraints and hardly any of those with a certificate, there are many local minima. There as many steps
+       down an augmented Lagrangian as each number in `leaps` says lead into others, by first steps as long as `strides`
+       say, again from the beginning, in linearised distances: paths of other lengths and strides end elsewhere.
+    6. Local minima that were found have much in common, and between them are nearer ones: with `crossings` > 0, ten
+       steps of `fmn` go from halfway between the closest success and each of its two next ones of another direction,
+       at the distance of the closest. What they find turns, and takes part in the next generation: one for all rows of
+       4, `crossings` of them for those of 5.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
     Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
     `iterations` and, for each ray but the first, three eighths of them, rounded. With search = 1 the first turn looks
     at that point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward
-    passes. A row that begins again costs turns for two rays and `refine` more. With `again` or `leaps`, three each more
-    to look at slopes; for a bent row `starts` times `again` + 13 forward, and rarely twice 2.5 times `again` + 13, for
-    one of uneven slope two starts more and each of `leaps` + 13; and 3 less each backward.
+    passes. A row that begins again costs turns for two rays and `refine` more. With `again`, `leaps` or `crossings`,
+    four each more to look at slopes; for a bent row `starts` times `again` + 13 forward and 46 for a generation, for
+    one of many minima each of `leaps` + 13 and 46 for each other generation; and 3 less each backward.
     """
     images = images.detach()
     noise = Noise(images, generator)
@@ -92,19 +98,18 @@ def linearised(
     found, success = follow(model, images, view, course)
     if anew:
         found = begin_anew(model, images, view, found, success, course, anew)
-    if again or leaps:
+    if again or leaps or crossings:
         margin = view.objective.by_margin()
         bent, uneven = _shape(model, images, view, margin, found, success, box)
-        descents = partial(Descents, model, images, view, box=box, noise=noise, generator=generator)
+        descents = Descents(model, images, view, found, bent | uneven, box=box, noise=noise, generator=generator)
         if again:
-            starts = max(2, starts)
-            before, even = lengths(found - images), bent & ~uneven
-            found = descents(found, even).descended(again, starts, rays)
-            unfinished = even & (lengths(found - images) < _GAIN * before)
-            found = descents(found, unfinished).descended(round(_LONGER * again), 2, rays)
-            found = descents(found, uneven).descended(again, starts + 2, rays)
-        if leaps:
-            found = descents(found, uneven).leapt(leaps)
+            descents.descend(again, max(2, starts), rays)
+        many = uneven | descents.shortened(_GAIN)
+        for rows, paths, generations in ((many, leaps, crossings), (~many, (), min(1, crossings))):
+            part = descents.only(rows)
+            part.leap(paths, strides)
+            part.cross(generations)
+            found = part.closest(found)
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
@@ -120,10 +125,10 @@ def _shape(
     ratio = lengths(found - images) / view.distance[0]
     slope = view.loss[0] / view.distance[0]
     uneven = torch.zeros_like(success)
-    for far in _LOOKS:
+    for far, least, most in _EVEN:
         _, gradient = loss_and_gradient(model, margin, clip(torch.lerp(images, found, far), box))
         change = lengths(gradient) / slope
-        uneven |= (change < _EVEN[0]) | (change > _EVEN[1])
+        uneven |= (change < least) | (change > most)
     return success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1])), success & uneven
 
 

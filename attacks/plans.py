@@ -124,7 +124,15 @@ def _standard() -> tuple[Stage, ...]:
         # descending again what turning misses where boundaries are bent: networks without constraints, mostly
         Stage(
             "linearised",
-            options={"rays": 2, "search": 2, "refine": 4, "again": 16, "starts": 4, "leaps": (200, 100, 50)},
+            options={
+                "rays": 2,
+                "search": 2,
+                "refine": 4,
+                "again": 16,
+                "starts": 4,
+                "leaps": (300, 200, 100),
+                "crossings": 3,
+            },
         ),
         Stage("ddn", pixels=2, options={"steps": 40}),
         Stage("cw", pixels=1, options={"steps": 20, "searches": 3}),
@@ -153,7 +161,9 @@ def _thorough() -> tuple[Stage, ...]:
                 "iterations": 40,
                 "again": 60,
                 "starts": 8,
-                "leaps": (200, 100, 50, 300, 300, 300),
+                "leaps": (500, 500, 300),
+                "strides": (8.0, 2.0, 8.0),
+                "crossings": 6,
             },
         ),
         Stage("ddn", options={"steps": 100, "classes": 20}),

@@ -137,7 +137,14 @@ def test_waits_do_not_grow_with_the_steps(setting, name, objective, steps, other
 
 
 @pytest.mark.usefixtures("setting")
-@pytest.mark.parametrize(("few", "many"), [({"again": 6}, {"again": 12}), ({"leaps": (6, 2)}, {"leaps": (12, 9)})])
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        ({"again": 6}, {"again": 12}),
+        ({"leaps": (6, 2)}, {"leaps": (12, 9)}),
+        ({"crossings": 1}, {"crossings": 3}),
+    ],
+)
 def test_waits_do_not_grow_with_the_steps_of_descents(few, many):
     probe, costs, seen = probed(SIZE, Wavy()), [], []
     for options in (few, many):
