@@ -100,7 +100,7 @@ class Descents:
             self._descend(steps, [self._start(number + i) for i in range(together)])
 
     def leap(self, paths: Sequence[int], strides: Sequence[float]) -> None:
-        """By descents of so many steps each that leave local minima, with first steps of `strides`, again and again."""
+        """By paths of so many steps that leave local minima, with first steps of `strides`, again and again."""
         if not len(self._index):
             return
         for number, steps in enumerate(paths):

@@ -29,9 +29,9 @@ __all__ = ["linearised"]
 
 _FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
 _GAIN = 0.75  # where descents shortened the distance that much, there may be more to find
-# Distances over that of the boundary where slopes are looked at, and those of an even margin, whose class may be
-# another one, over that at the image: networks without constraints differ more, and before the boundary already.
-_EVEN = ((0.5, 0.9, 1.15), (1.0, 0.6, 1.45), (2.0, 0.6, 1.45), (4.0, 0.6, 1.45))
+_EVEN = (0.6, 1.45)  # slope of an even margin, whose class may be another one, over that at the image
+_LOOKS = (1.0, 2.0, 4.0)  # distances at which slopes are looked at: those of networks without constraints differ more
+_STRAIGHT = (0.65, 1.5)  # slope at the boundary over that half-way: a kink near the image alone leaves them equal
 _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips in one batch and not in another
 
 
@@ -71,10 +71,11 @@ def linearised(
        `fmn` from each of `starts` places, at least two: the nearest linearised boundary, the fifth, the third, a random
        direction, twice as far away as the best point and so on. Then what they found turns.
     5. Where that was a quarter nearer, or where the margin's slope, at the boundary or twice or four times as far away,
-       is below .6 or above 1.45 of that at the image, or half-way below .9 or above 1.15, as on most pixels of networks
-       without constraints and hardly any of those with a certificate, there are many local minima. There as many steps
-       down an augmented Lagrangian as each number in `leaps` says lead into others, by first steps as long as `strides`
-       say, again from the beginning, in linearised distances: paths of other lengths and strides end elsewhere.
+       is below .6 or above 1.45 of that at the image, or at the boundary below .65 or above 1.5 of that half-way, as on
+       most pixels of networks without constraints and hardly any of those with a certificate, there are many local
+       minima. There as many steps down an augmented Lagrangian as each number in `leaps` says lead into others, by
+       first steps as long as `strides` say, again from the beginning, in linearised distances: paths of other lengths
+       and strides end elsewhere.
     6. Local minima that were found have much in common, and between them are nearer ones: with `crossings` > 0, ten
        steps of `fmn` go from halfway between the closest success and each of its two next ones of another direction,
        at the distance of the closest. What they find turns, and takes part in the next generation: one for all rows of
@@ -124,12 +125,19 @@ def _shape(
     """Rows (B,) that succeed at `found` where the boundary is bent, and where the margin's slope is uneven."""
     ratio = lengths(found - images) / view.distance[0]
     slope = view.loss[0] / view.distance[0]
-    uneven = torch.zeros_like(success)
-    for far, least, most in _EVEN:
-        _, gradient = loss_and_gradient(model, margin, clip(torch.lerp(images, found, far), box))
-        change = lengths(gradient) / slope
-        uneven |= (change < least) | (change > most)
-    return success & ((ratio < _FLAT[0]) | (ratio > _FLAT[1])), success & uneven
+    halfway, *slopes = (_slope(model, margin, clip(torch.lerp(images, found, far), box)) for far in (0.5, *_LOOKS))
+    uneven = _outside(slopes[0] / halfway, _STRAIGHT)
+    for seen in slopes:
+        uneven |= _outside(seen / slope, _EVEN)
+    return success & _outside(ratio, _FLAT), success & uneven
+
+
+def _slope(model: Model, margin: Objective, points: Tensor) -> Tensor:
+    return lengths(loss_and_gradient(model, margin, points)[1])
+
+
+def _outside(values: Tensor, limits: tuple[float, float]) -> Tensor:
+    return (values < limits[0]) | (values > limits[1])
 
 
 def _descend(model: Model, images: Tensor, view: Outlook, rays: int, steps: int, refine: int, box: Box) -> Tensor:

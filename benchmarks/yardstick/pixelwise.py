@@ -18,7 +18,7 @@ from .libraries import fenced
 from .subjects import Pixel, Subject
 from .tape import Clock, Result, Tape, judged
 
-__all__ = ["OURS", "largest_group", "run_ours", "run_peer"]
+__all__ = ["OURS", "Own", "largest_group", "run_ours", "run_peer", "run_stages"]
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,12 @@ class _Sum:
 
 def run_ours(subject: Subject, name: str) -> Result:
     """Our contestant of this name on all pixels of the subject, as many at once as the engine would take."""
-    own = OURS[name]
-    total = _Sum(subject, f"attackcheck {name}", "ours", own.budget)
+    return run_stages(subject, f"attackcheck {name}", OURS[name])
+
+
+def run_stages(subject: Subject, label: str, own: Own) -> Result:
+    """Stages of ours under any name, as :func:`run_ours` runs those of a contestant."""
+    total = _Sum(subject, label, "ours", own.budget)
     for warm in (True, False):
         for stage in own.stages:
             attack = registry.get(stage.attack)
