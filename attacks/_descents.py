@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._crossing import between
 from ._fmn import descend, polish
-from ._lagrangian import leap
+from ._lagrangian import Leap
 from ._newton import Outlook
 from ._rows import Box, Generators, Model, Noise, across, gaussian, lengths, of_rows, polar
 from .objectives import Objective
@@ -99,27 +99,46 @@ class Descents:
             number = min(begin, starts - together)
             self._descend(steps, [self._start(number + i) for i in range(together)])
 
-    def leap(self, paths: Sequence[int], strides: Sequence[float]) -> None:
-        """By paths of so many steps that leave local minima, with first steps of `strides`, again and again."""
-        if not len(self._index):
+    def leap(self, paths: Sequence[int], strides: Sequence[float], together: int) -> None:
+        """By paths of so many steps that leave local minima, with first steps of `strides`, again and again.
+
+        As many at once as make no more than `together` rows for each row of the attack.
+        """
+        rows = len(self._index)
+        if not rows:
             return
-        for number, steps in enumerate(paths):
-            part = self._rows(1 if len(self._index) > 1 else 2)
-            unit = self._view.distance[0][part.origin]
-            first = torch.full_like(unit, strides[number % len(strides)])
-            found, norm = leap(*part.attacked, unit, part.loss, first, steps=steps, box=self._box, noise=part.noise)
+        tasks = [(steps, strides[number % len(strides)]) for number, steps in enumerate(paths)]
+        size = max(1, together * len(self._images) // rows)
+        for begin in range(0, len(tasks), size):
+            chosen = sorted(tasks[begin : begin + size], reverse=True)  # paths that end first come last
+            least = 1 if rows > 1 else 2  # never a single row: libraries compute a batch of one by another algorithm
+            chosen += chosen[:1] * (least - len(chosen))
+            part = self._rows(len(chosen))
+            steps, stride = torch.tensor(chosen, dtype=self._shortest.dtype).repeat_interleave(rows, 0).T.to(part.loss)
+            walk = Leap.of(part.images, self._view.distance[0][part.origin], part.loss, stride, steps)
+            found, norm = torch.empty_like(part.images), torch.empty_like(part.loss)
+            done = 0
+            for number in reversed(range(len(chosen))):
+                going = self._rows(max(number + 1, least))
+                walk = walk.first(len(going.origin)).gone(
+                    *going.attacked, range(done, chosen[number][0]), box=self._box, noise=going.noise
+                )
+                done = chosen[number][0]
+                own = slice(number * rows, (number + 1) * rows)
+                found[own], norm[own] = walk.best[own], walk.norm[own]
             self._learn(part, found, norm)
 
-    def cross(self, generations: int) -> None:
-        """By short descents from between the closest successes known, again and again."""
+    def cross(self, generations: int, children: int) -> None:
+        """By short descents from between the closest success known and so many others, again and again."""
         if not len(self._index):
             return
         for _ in range(generations):
             known, distance = torch.cat(self._known), torch.cat(self._distance)
-            ways = between(known - self._images[self._index], distance, self._noise.rows(self._index))
+            ways = between(known - self._images[self._index], distance, children, self._noise.rows(self._index))
             nearest = distance.amin(0)
             free, first = torch.full_like(nearest, torch.inf), _CROSSED_RATE * nearest
-            self._descend(_CROSSED_STEPS, [(across(nearest, way) * way, free, first) for way in ways])
+            places = [(across(nearest, way) * way, free, first) for way in ways]
+            self._descend(_CROSSED_STEPS, places * 2 if len(nearest) * children == 1 else places)
 
     def _descend(self, steps: int, places: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         part = self._rows(len(places))

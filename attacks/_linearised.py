@@ -77,9 +77,9 @@ def linearised(
        first steps as long as `strides` say, again from the beginning, in linearised distances: paths of other lengths
        and strides end elsewhere.
     6. Local minima that were found have much in common, and between them are nearer ones: with `crossings` > 0, ten
-       steps of `fmn` go from halfway between the closest success and each of its two next ones of another direction,
-       at the distance of the closest. What they find turns, and takes part in the next generation: one for all rows of
-       4, `crossings` of them for those of 5.
+       steps of `fmn` go from halfway between the closest success and the next one of another direction, at the distance
+       of the closest, and turn. For rows of 5 they also go from between that and a third, and what they find takes part
+       in the next of `crossings` generations.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
@@ -87,8 +87,8 @@ def linearised(
     `iterations` and, for each ray but the first, three eighths of them, rounded. With search = 1 the first turn looks
     at that point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward
     passes. A row that begins again costs turns for two rays and `refine` more. With `again`, `leaps` or `crossings`,
-    four each more to look at slopes; for a bent row `starts` times `again` + 13 forward and 46 for a generation, for
-    one of many minima each of `leaps` + 13 and 46 for each other generation; and 3 less each backward.
+    four each more to look at slopes; for a bent row `starts` times `again` + 13 forward and 23 for a crossing, for one
+    of many minima each of `leaps` + 13 and `crossings` times 46; and 3 less each backward.
     """
     images = images.detach()
     noise = Noise(images, generator)
@@ -106,11 +106,11 @@ def linearised(
         if again:
             descents.descend(again, max(2, starts), rays)
         many = uneven | descents.shortened(_GAIN)
-        for rows, paths, generations in ((many, leaps, crossings), (~many, (), min(1, crossings))):
-            part = descents.only(rows)
-            part.leap(paths, strides)
-            part.cross(generations)
-            found = part.closest(found)
+        few, many = descents.only(~many), descents.only(many)
+        few.cross(min(1, crossings), 1)
+        many.leap(leaps, strides, rays)
+        many.cross(crossings, 2)
+        found = many.closest(few.closest(found))
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)

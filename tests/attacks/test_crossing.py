@@ -20,36 +20,36 @@ def noise(found: Tensor) -> Noise:
 
 def test_the_shortest_is_mixed_with_the_next_ones_of_other_directions() -> None:
     found = rows([0.0, 3.0, 0.0], [1.0, 0.0, 0.0], [1.9, 0.1, 0.0], [0.0, 0.0, 4.0], [0.1, 3.1, 0.0])
-    first, second = between(found, found.flatten(1).norm(dim=1)[:, None], noise(found))
+    first, second = between(found, found.flatten(1).norm(dim=1)[:, None], 2, noise(found))
     assert first.flatten().tolist() == pytest.approx([10**-0.5, 3 * 10**-0.5, 0])
     assert second.flatten().tolist() == pytest.approx([17**-0.5, 0, 4 * 17**-0.5])
 
 
 def test_similar_directions_are_mixed_if_there_is_nothing_else() -> None:
     found = rows([1.0, 0.0, 0.0], [1.0, 0.2, 0.0])
-    for way in between(found, found.flatten(1).norm(dim=1)[:, None], noise(found)):
+    for way in between(found, found.flatten(1).norm(dim=1)[:, None], 2, noise(found)):
         assert way.flatten().tolist() == pytest.approx([2 / 4.04**0.5, 0.2 / 4.04**0.5, 0])
 
 
 def test_a_single_success_is_mixed_with_itself() -> None:
     found = rows([0.0, 1.0, 0.0], [0.0, 0.0, 2.0], [5.0, 0.0, 0.0])
     distance = torch.tensor([[torch.inf], [2.0], [torch.inf]], dtype=torch.float64)
-    for way in (*between(found, distance, noise(found)), *between(found[1:2], distance[1:2], noise(found))):
+    for way in (*between(found, distance, 2, noise(found)), *between(found[1:2], distance[1:2], 2, noise(found))):
         assert way.flatten().tolist() == [0, 0, 1]
 
 
 def test_each_row_has_partners_of_its_own() -> None:
     one, other = rows([1.0, 0, 0], [0, 2.0, 0], [0, 0, 3.0]), rows([0, 0, 3.0], [0, 2.0, 0], [0, 2.0, 0.1])
     both = torch.cat([one, other], 1)
-    together = between(both, both.flatten(2).norm(dim=2), noise(both))
+    together = between(both, both.flatten(2).norm(dim=2), 2, noise(both))
     for i, single in enumerate((one, other)):
-        alone = between(single, single.flatten(2).norm(dim=2), noise(single))
+        alone = between(single, single.flatten(2).norm(dim=2), 2, noise(single))
         assert torch.equal(together[:, i : i + 1], alone)
 
 
 def test_opposite_minima_give_a_direction_of_length_one() -> None:
     found = rows([1.0, 0, 0], [-1.0, 0, 0])
-    for way in between(found, torch.ones(2, 1, dtype=torch.float64), noise(found)):
+    for way in between(found, torch.ones(2, 1, dtype=torch.float64), 1, noise(found)):
         assert float(way.norm()) == pytest.approx(1)
 
 

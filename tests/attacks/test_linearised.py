@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attackcheck.attacks import PixelFlip, cw, ddn, fmn, linearised
-from attackcheck.attacks._lagrangian import leap
+from attackcheck.attacks._lagrangian import Leap
 from attackcheck.attacks._rows import Noise
 from attackcheck.models import exact
 from attackcheck.models.checkpoint import load_checkpoint
@@ -95,7 +95,9 @@ def test_leaps_ask_for_finite_points_only(loss: float, unit: float, dtype: torch
     objective = PixelFlip(where, where).bind(model(images))
     distance, start = torch.full((3,), unit, dtype=dtype), torch.full((3,), loss, dtype=dtype)
     noise = Noise(images, None)
-    points, norm = leap(model, images, objective, distance, start, 4 * distance / unit, steps=30, box=None, noise=noise)
+    walk = Leap.of(images, distance, start, 4 * distance / unit, torch.full_like(distance, 30))
+    walk = walk.gone(model, images, objective, range(30), box=None, noise=noise)
+    points, norm = walk.best, walk.norm
     assert torch.isfinite(points).all()
     assert largest > 0 or unit < 1e-6  # less than float32 can add to an image
     assert torch.equal(torch.isfinite(norm), (points != images).flatten(1).any(1))
@@ -128,7 +130,7 @@ def test_leaps_find_the_boundary_that_descents_cannot_see(near: float, hint: flo
     images, where = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64), torch.tensor([1, 2])
     model, objective = Hidden(near, hint), PixelFlip(where, where)
     options = {"rays": 2, "search": 2, "refine": 4, "again": 16}
-    for leaps, least, most in (((), 1.0, 1.001), ((300, 200, 100), near, 1.002 * near)):
+    for leaps, least, most in (((), 1.0, 1.001), ((300, 200, 100), near, 1.005 * near)):
         found = linearised(model, images, objective, leaps=leaps, **options)  # type: ignore[arg-type]
         distance = (found - images).flatten(1).norm(dim=1)
         assert (model(found)[:, :, 0, 0].argmax(1) != 0).all()
@@ -207,7 +209,7 @@ def test_rows_that_descents_bring_a_quarter_nearer_leap(near: float, many: bool)
         distance = (found - images).flatten(1).norm(dim=1).tolist()
         assert distance == pytest.approx([near if extra else 0.7 + 0.3 / 0.65] * 2, rel=2e-3)
     assert calls[1] - calls[0] == 4 + 8 * (16 + 13)
-    assert calls[2] - calls[1] == (7 + 13 + 3 * 2 * (10 + 13) if many else 2 * (10 + 13))
+    assert calls[2] - calls[1] == (7 + 13 + 3 * 2 * (10 + 13) if many else 10 + 13)
 
 
 @pytest.mark.parametrize("leaps", [(), (7,), (7, 5, 3, 2, 4)])
@@ -243,7 +245,10 @@ def test_only_bent_rows_are_descended_again_from_every_start(
     assert (costs[bent, 5][1] <= costs[bent, 0][1] * (1 + 1e-9)).all()
 
 
-def test_a_single_uneven_row_never_leaps_alone() -> None:
+@pytest.mark.parametrize(
+    ("paths", "together"), [((5,), [2] * (5 + 13)), ((4, 9), [2] * (9 + 13)), ((7, 3, 6), [2] * (7 + 13 + 6 + 13))]
+)
+def test_a_single_uneven_row_never_leaps_alone(paths: tuple[int, ...], together: list[int]) -> None:
     """A batch of one is computed by another algorithm: the row would end elsewhere than beside others."""
     model, images = Saturating(3.0).double(), picture(0)[None]
     objective = PixelFlip(torch.tensor([1]), torch.tensor([2]))
@@ -253,12 +258,26 @@ def test_a_single_uneven_row_never_leaps_alone() -> None:
         rows.append(x.shape[0])
         return model(x)  # type: ignore[no-any-return]
 
-    linearised(counted, images, objective, search=2, iterations=4, refine=3)
+    options = {"rays": 2, "search": 2, "iterations": 4, "refine": 3}
+    linearised(counted, images, objective, **options)  # type: ignore[arg-type]
     plain = len(rows)
-    linearised(counted, images, objective, search=2, iterations=4, refine=3, leaps=(5,))
-    leaps = rows[2 * plain + 4 - 1 : -1]  # after slopes were looked at, before the last look
-    assert len(leaps) == 5 + 13
-    assert set(leaps) == {2}
+    linearised(counted, images, objective, leaps=paths, **options)  # type: ignore[arg-type]
+    assert rows[2 * plain + 4 - 1 : -1] == together  # after slopes were looked at, before the last look
+
+
+def test_paths_end_where_they_would_alone() -> None:
+    """Paths of one row go at once where there is room, and one after another where many rows leap."""
+    model = Saturating(3.0).double()
+    images = torch.stack([picture(seed) for seed in range(6)])
+    where = torch.tensor([1, 2, 3, 1, 2, 3])
+    flat = images.clone()
+    flat[2:, :, where[2:], where[2:]] = -1.0  # only two rows have a margin of uneven slope within reach
+    options = {"search": 2, "iterations": 4, "refine": 3, "leaps": (9, 30, 17), "crossings": 2, "rays": 2}
+    for together in (images, flat):
+        found = linearised(model, together, PixelFlip(where, where), **options)  # type: ignore[arg-type]
+        for rows in ([0, 1], [0, 1, 2, 3]):
+            alone = linearised(model, together[rows], PixelFlip(where[rows], where[rows]), **options)  # type: ignore[arg-type]
+            assert torch.equal(alone, found[rows])
 
 
 @pytest.mark.parametrize("name", ["isounet-xs", "lipnet-xs"])
