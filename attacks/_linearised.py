@@ -105,8 +105,8 @@ def linearised(
         descents = Descents(model, images, view, found, bent | uneven, box=box, noise=noise, generator=generator)
         if again:
             descents.descend(again, max(2, starts), rays)
-        many = uneven | descents.shortened(_GAIN)
-        few, many = descents.only(~many), descents.only(many)
+        uneven |= descents.shortened(_GAIN)
+        few, many = descents.only(~uneven), descents.only(uneven)
         few.cross(min(1, crossings), 1)
         many.leap(leaps, strides, rays)
         many.cross(crossings, 2)
