@@ -95,9 +95,9 @@ class Rehearsed:
 
 
 def depends_on_boundaries(stage: Stage) -> bool:
-    """Whether this attack makes more passes where boundaries are bent: pixels that it attacks again."""
+    """Whether this attack makes more passes where boundaries are far from flat: pixels that it attacks again."""
     parameters = inspect.signature(registry.get(stage.attack).function).parameters
-    options = [name for name in ("anew", "again", "leaps", "crossings") if name in parameters]
+    options = [name for name in ("anew", "leaps", "crossings") if name in parameters]
     numbers = [stage.options.get(name, parameters[name].default) for name in options]
     return stage.objective == "pixel" and any(numbers)
 

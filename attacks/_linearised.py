@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._afar import look_from_afar
 from ._descents import Descents
 from ._newton import Outlook, outlook
 from ._rays import Course, begin_anew, follow
@@ -27,8 +28,6 @@ from .objectives import Objective
 
 __all__ = ["linearised"]
 
-_FLAT = (0.98, 1.05)  # distance of a flat boundary over the linearised one, which points of a search overshoot
-_GAIN = 0.75  # where descents shortened the distance that much, there may be more to find
 _EVEN = (0.6, 1.45)  # slope of an even margin, whose class may be another one, over that at the image
 _LOOKS = (1.0, 2.0, 4.0)  # distances at which slopes are looked at: those of networks without constraints differ more
 _STRAIGHT = (0.65, 1.5)  # slope at the boundary over that half-way: a kink near the image alone leaves them equal
@@ -46,8 +45,7 @@ def linearised(
     iterations: int = 16,
     refine: int = 6,
     anew: int = 0,
-    again: int = 0,
-    starts: int = 2,
+    scouts: int = 0,
     leaps: Sequence[int] = (),
     strides: Sequence[float] = (2.0, 4.0, 8.0),
     crossings: int = 0,
@@ -66,51 +64,45 @@ def linearised(
        by up to .3 of the distance, which leads out of narrow dents; then the best ray goes on alone.
     3. The best direction is searched again, `refine` points. With `anew` > 0, rows whose distance is more than 5 %
        below or 50 % above the linearised one begin again with two rays and so many turns.
-    4. Where the distance is more than 2 % below or 5 % above the linearised one, the boundary is bent and may have
-       nearer parts that no turning leads to. With `again` > 0 these rows are looked at once more by `again` steps of
-       `fmn` from each of `starts` places, at least two: the nearest linearised boundary, the fifth, the third, a random
-       direction, twice as far away as the best point and so on. Then what they found turns.
-    5. Where that was a quarter nearer, or where the margin's slope, at the boundary or twice or four times as far away,
-       is below .6 or above 1.45 of that at the image, or at the boundary below .65 or above 1.5 of that half-way, as on
-       most pixels of networks without constraints and hardly any of those with a certificate, there are many local
-       minima. There as many steps down an augmented Lagrangian as each number in `leaps` says lead into others, by
-       first steps as long as `strides` say, again from the beginning, in linearised distances: paths of other lengths
-       and strides end elsewhere.
-    6. Local minima that were found have much in common, and between them are nearer ones: with `crossings` > 0, ten
+    4. `scouts` more rays, at most twelve, go down gradients of the margin that are seen from afar, eight or sixteen
+       linearised distances away: to boundaries that no gradient near the image shows. They turn with the others.
+    5. Local minima that were found have much in common, and between them are nearer ones: with `crossings` > 0, ten
        steps of `fmn` go from halfway between the closest success and the next one of another direction, at the distance
-       of the closest, and turn. For rows of 5 they also go from between that and a third, and what they find takes part
-       in the next of `crossings` generations.
+       of the closest, and turn; what they find takes part in the next generation, of a third of `crossings`.
+    6. Where the margin's slope, at the boundary or twice or four times as far away, is below .6 or above 1.45 of that
+       at the image, or at the boundary below .65 or above 1.5 of that half-way, as on most pixels of networks without
+       constraints and hardly any of those with a certificate, there are many local minima. There as many steps down an
+       augmented Lagrangian as each number in `leaps` says lead into others, by first steps as long as `strides` say,
+       again from the beginning, in linearised distances: paths of other lengths and strides end elsewhere. Then
+       `crossings` generations of two follow.
     A joint objective (a region) has no single ray: there the summed hinge is descended by `descent` short steps, and
     the result is bisected back (Xie et al. 2017, DAG).
     Returns (B, C, H, W): the closest success of each row, or its iterate of lowest loss.
-    Costs for a pixel 2 + rays * search + turns + refine forward and classes + turns backward passes; turns are
-    `iterations` and, for each ray but the first, three eighths of them, rounded. With search = 1 the first turn looks
-    at that point, and with `refine` below 2 nobody has to look beyond the last one, which saves rays and 1 forward
-    passes. A row that begins again costs turns for two rays and `refine` more. With `again`, `leaps` or `crossings`,
-    four each more to look at slopes; for a bent row `starts` times `again` + 13 forward and 23 for a crossing, for one
-    of many minima each of `leaps` + 13 and `crossings` times 46; and 3 less each backward.
+    Costs for a pixel 2 + scouts + rays * search + turns + refine forward and classes + scouts + turns backward passes,
+    where scouts count as rays; turns are `iterations` and, for each ray but the first, three eighths of them, rounded.
+    With search = 1 the first turn looks at that point, and with `refine` below 2 nobody has to look beyond the last
+    one, which saves rays and 1 forward passes. A row that begins again costs turns for two rays and `refine` more. With
+    `leaps` or `crossings`, four each more to look at slopes; 23 forward for a crossing, and for a row of many minima
+    each of `leaps` + 13 and `crossings` times 46; 3 less each backward.
     """
     images = images.detach()
     noise = Noise(images, generator)
     view = outlook(model, images, objective, classes, noise)
     if objective.joint:
         return _descend(model, images, view, rays, descent, search + refine, box)
-    course = Course(rays, search, iterations, refine, reach, box)
-    found, success = follow(model, images, view, course)
+    course = Course(rays + scouts, search, iterations, refine, reach, box)
+    ends = follow(model, images, look_from_afar(model, images, view, rays, scouts, box, noise), course)
+    found = ends.found
     if anew:
-        found = begin_anew(model, images, view, found, success, course, anew)
-    if again or leaps or crossings:
-        margin = view.objective.by_margin()
-        bent, uneven = _shape(model, images, view, margin, found, success, box)
-        descents = Descents(model, images, view, found, bent | uneven, box=box, noise=noise, generator=generator)
-        if again:
-            descents.descend(again, max(2, starts), rays)
-        uneven |= descents.shortened(_GAIN)
-        few, many = descents.only(~uneven), descents.only(uneven)
-        few.cross(min(1, crossings), 1)
-        many.leap(leaps, strides, rays)
+        found = begin_anew(model, images, view, found, ends.success, course, anew)
+    if leaps or crossings:
+        uneven = _uneven(model, images, view, found, box)
+        descents = Descents(model, images, view, ends._replace(found=found), box=box, noise=noise)
+        descents.cross(-(-crossings // 3), 1)
+        many = descents.only(uneven)
+        many.leap(leaps, strides, rays + scouts)
         many.cross(crossings, 2)
-        found = many.closest(few.closest(found))
+        found = many.closest(descents.closest(found))
     if refine < 2:  # points of turns, and a single one of a search, lie beyond the boundary already
         return found
     beyond = clip(torch.lerp(images, found, 1 + _STEP_BACK), box)
@@ -119,17 +111,14 @@ def linearised(
     return select(firm, beyond, found)
 
 
-def _shape(
-    model: Model, images: Tensor, view: Outlook, margin: Objective, found: Tensor, success: Tensor, box: Box
-) -> tuple[Tensor, Tensor]:
-    """Rows (B,) that succeed at `found` where the boundary is bent, and where the margin's slope is uneven."""
-    ratio = lengths(found - images) / view.distance[0]
-    slope = view.loss[0] / view.distance[0]
+def _uneven(model: Model, images: Tensor, view: Outlook, found: Tensor, box: Box) -> Tensor:
+    """Rows (B,) whose margin's slope is not the same at the image, half-way, at the boundary and beyond."""
+    margin, slope = view.objective.by_margin(), view.loss[0] / view.distance[0]
     halfway, *slopes = (_slope(model, margin, clip(torch.lerp(images, found, far), box)) for far in (0.5, *_LOOKS))
     uneven = _outside(slopes[0] / halfway, _STRAIGHT)
     for seen in slopes:
         uneven |= _outside(seen / slope, _EVEN)
-    return success & _outside(ratio, _FLAT), success & uneven
+    return uneven
 
 
 def _slope(model: Model, margin: Objective, points: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ._refine import Track, shoot
 from ._rows import Box, Model, lengths, of_rows, select
 from ._turning import OVERSHOOT, Bests, turn
 
-__all__ = ["Course", "begin_anew", "follow"]
+__all__ = ["Course", "Ends", "begin_anew", "follow"]
 
 _FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
 _OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
@@ -33,10 +33,17 @@ class Course(NamedTuple):
     box: Box
 
 
-def follow(
-    model: Model, images: Tensor, view: Outlook, course: Course, rows: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The closest point of each row (B, C, H, W) after all turns, or where its ray ended, and whether it succeeds.
+class Ends(NamedTuple):
+    """Where rays ended: the best of each row, and each of them where the others were given up."""
+
+    found: Tensor  # (B, C, H, W) closest point, or where the ray ended
+    success: Tensor  # (B,) whether it succeeds
+    points: Tensor  # (R, B, C, H, W) closest of each ray
+    distance: Tensor  # (R, B) of them, infinite where they do not succeed
+
+
+def follow(model: Model, images: Tensor, view: Outlook, course: Course, rows: Tensor | None = None) -> Ends:
+    """Follows the rays to the first candidates of the view, then the best of them, through all turns.
 
     If these are only some `rows` of the attack, `images` and `view` are theirs; the model is always that of the attack.
     """
@@ -56,9 +63,11 @@ def follow(
         track = shoot(seen, wide, ways, guess, wide_margin, start=start, steps=search, reach=reach, box=box)
     opening = round(_OPENING * iterations) if count > 1 else 0
     schedule = _schedule(opening, iterations)
-    bests = turn(seen, wide, wide_margin, Bests.of(track, wide), schedule[:opening], box).chosen(count)
-    bests = turn(alone, images, margin, bests, schedule[opening:], box)
-    return bests.searched(alone, images, margin, view.loss[0], refine, reach, box)
+    each = turn(seen, wide, wide_margin, Bests.of(track, wide), schedule[:opening], box)
+    bests = turn(alone, images, margin, each.chosen(count), schedule[opening:], box)
+    found, success = bests.searched(alone, images, margin, view.loss[0], refine, reach, box)
+    ends = each.track.points.reshape(count, *images.shape)
+    return Ends(found, success, ends, each.closest.reshape(count, batch))
 
 
 def begin_anew(
@@ -72,7 +81,7 @@ def begin_anew(
     index = index if len(index) > 1 else index.repeat(2)  # libraries compute a batch of one by another algorithm
     own, before = images[index], found[index]
     again = course._replace(rays=2, search=1, iterations=turns)
-    closest, met = follow(model, own, view.rows(index), again, index)
+    closest, met, *_ = follow(model, own, view.rows(index), again, index)
     nearer = met & (lengths(closest - own) < lengths(before - own))
     return found.index_copy(0, index, select(nearer, closest, before))
 

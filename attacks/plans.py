@@ -120,16 +120,15 @@ _QUICK_REGIONS = Stage("cutting", objective="region", options={"steps": 6, "plan
 
 def _standard() -> tuple[Stage, ...]:
     return (
-        # a second ray leads out of local minima a fifth longer than need be; turning finds what searching would, and
-        # descending again what turning misses where boundaries are bent: networks without constraints, mostly
+        # rays down gradients seen from afar lead out of local minima that the first one ends in; leaps are for pixels
+        # that have many, as on networks without constraints
         Stage(
             "linearised",
             options={
-                "rays": 2,
-                "search": 2,
+                "classes": 4,
+                "scouts": 5,
+                "search": 1,
                 "refine": 4,
-                "again": 16,
-                "starts": 4,
                 "leaps": (300, 200, 100),
                 "crossings": 3,
             },
@@ -158,9 +157,8 @@ def _thorough() -> tuple[Stage, ...]:
             options={
                 "classes": 20,
                 "rays": 4,
+                "scouts": 12,
                 "iterations": 40,
-                "again": 60,
-                "starts": 8,
                 "leaps": (500, 500, 300),
                 "strides": (8.0, 2.0, 8.0),
                 "crossings": 6,

@@ -153,7 +153,7 @@ def test_images_and_budgets_count_once_each():
 
 
 class Bent(nn.Module):
-    """Logits that bend wherever the image is bright: half of the pixels are descended again, or none."""
+    """Logits that bend wherever the image is bright: half of the pixels leap, or none."""
 
     def __init__(self, bend):
         super().__init__()
@@ -170,19 +170,20 @@ class Bent(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "more", [{"again": 16}, {"leaps": (16,)}, {"crossings": 2}], ids=["again", "leaps", "crossings"]
+    "more", [{"leaps": (16,)}, {"crossings": 2}, {"scouts": 3, "leaps": (16,)}], ids=["leaps", "crossings", "scouts"]
 )
 @pytest.mark.parametrize("bend", [0.0, 0.05])
-def test_pixels_that_are_descended_again_are_foreseen(bend, more):
+def test_pixels_that_leap_are_foreseen(bend, more):
     stage = Stage("linearised", options={"rays": 2, "search": 2, "refine": 4, **more})
     images = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(2))
     subject, data = Subject(Bent(bend), ac.LipschitzClaim(60.0), {}), ArrayImages(images)
-    settings = Settings(plan=Plan("again", (stage,)), pixels=40, audit=False)
+    settings = Settings(plan=Plan("leaps", (stage,)), pixels=40, audit=False)
     before = estimate(subject, data, settings)
     *_, last = run(subject, data, settings)
     attack = last.report.attacks[0]
     assert (before.forward, before.backward) == (attack.forward, attack.backward)
-    least = 40 * (2 + 2 * 2 + 16 + 6 + 4 + 4)
+    scouts, crossed = more.get("scouts", 0), 23 * ("crossings" in more)
+    least = 40 * (2 + 2 * 2 + 16 + 6 + 4 + 4 + scouts * (1 + 2 + 6) + crossed)
     assert attack.forward == least if not bend else attack.forward > 1.2 * least
 
 

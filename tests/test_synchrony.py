@@ -60,7 +60,7 @@ class Waits:
 
 
 class Wavy(nn.Module):
-    """Boundaries bend and slopes change, so that rows are descended again."""
+    """Boundaries bend and slopes change, so that rows leap."""
 
     def forward(self, logits):
         return logits + 0.2 * torch.sin(20 * logits)
@@ -140,7 +140,7 @@ def test_waits_do_not_grow_with_the_steps(setting, name, objective, steps, other
 @pytest.mark.parametrize(
     ("few", "many"),
     [
-        ({"again": 6}, {"again": 12}),
+        ({"scouts": 1}, {"scouts": 4}),
         ({"leaps": (6, 2)}, {"leaps": (12, 9)}),
         ({"crossings": 1}, {"crossings": 3}),
     ],

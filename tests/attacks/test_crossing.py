@@ -1,4 +1,4 @@
-"""Between two minima that descents find lies a nearer one that they do not."""
+"""Between two minima that rays find lies a nearer one that they do not."""
 
 import pytest
 import torch
@@ -69,10 +69,10 @@ class Corner(nn.Module):
 
 
 @pytest.mark.parametrize("near", [0.6, 0.8, 1.0])
-def test_crossing_finds_the_boundary_between_two_that_descents_know(near: float) -> None:
+def test_crossing_finds_the_boundary_between_two_that_rays_know(near: float) -> None:
     images, where = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64), torch.tensor([2, 3])
     model, objective = Corner(near), PixelFlip(where, where)
-    options = {"search": 2, "refine": 3, "again": 16, "starts": 4}
+    options = {"rays": 2, "search": 2, "refine": 3}
     for crossings, truth in ((0, 0.7 + 0.3 / 0.65), (1, near), (3, near)):
         found = linearised(model, images, objective, crossings=crossings, **options)  # type: ignore[arg-type]
         assert (found - images).flatten(1).norm(dim=1).tolist() == pytest.approx([truth] * 2, rel=2e-3)

@@ -1,4 +1,4 @@
-"""Descents and leaps to boundaries that no ray from the image leads to."""
+"""Leaps to boundaries that no ray from the image leads to."""
 
 import pytest
 import torch
@@ -66,44 +66,12 @@ class Hidden(nn.Module):
 
 @pytest.mark.parametrize("near", [0.5, 0.7])
 @pytest.mark.parametrize("hint", [0.03, 0.05])
-def test_leaps_find_the_boundary_that_descents_cannot_see(near: float, hint: float) -> None:
+def test_leaps_find_the_boundary_that_rays_and_crossings_cannot_see(near: float, hint: float) -> None:
     images, where = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64), torch.tensor([1, 2])
     model, objective = Hidden(near, hint), PixelFlip(where, where)
-    options = {"rays": 2, "search": 2, "refine": 4, "again": 16}
+    options = {"rays": 2, "search": 2, "refine": 4, "crossings": 3}
     for leaps, least, most in (((), 1.0, 1.001), ((300, 200, 100), near, 1.005 * near)):
         found = linearised(model, images, objective, leaps=leaps, **options)  # type: ignore[arg-type]
         distance = (found - images).flatten(1).norm(dim=1)
         assert (model(found)[:, :, 0, 0].argmax(1) != 0).all()
         assert ((distance >= least) & (distance <= most)).all()
-
-
-class Sudden(nn.Module):
-    """The margin to one class is a little less steep before its boundary, which lies at 1.16 instead of 1; that to
-    another one, whose boundary lies at `near`, hardly changes within .3."""
-
-    def __init__(self, near: float) -> None:
-        super().__init__()
-        self.near, self.calls = near, 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.calls += len(images)
-        ahead, side = images[:, 0] - 0.5, images[:, 1] - 0.5
-        first = torch.where(ahead > 0.7, 0.7 + 0.65 * (ahead - 0.7), ahead)
-        second = torch.where(side > 0.3, 1 + 3 * (side - self.near), 0.25 * side)
-        return torch.stack([torch.ones_like(first), first, second], 1)
-
-
-@pytest.mark.parametrize(("near", "many"), [(0.5, True), (1.0, False)])
-def test_rows_that_descents_bring_a_quarter_nearer_leap(near: float, many: bool) -> None:
-    model, where = Sudden(near), torch.tensor([2, 3])
-    images = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64)
-    options = {"classes": 2, "search": 2, "iterations": 5, "refine": 3}
-    calls = []
-    for extra in ({}, {"again": 16, "starts": 8}, {"again": 16, "starts": 8, "leaps": (7,), "crossings": 3}):
-        model.calls = 0
-        found = linearised(model, images, PixelFlip(where, where), **options, **extra)  # type: ignore[arg-type]
-        calls.append(model.calls // 2)
-        distance = (found - images).flatten(1).norm(dim=1).tolist()
-        assert distance == pytest.approx([near if extra else 0.7 + 0.3 / 0.65] * 2, rel=2e-3)
-    assert calls[1] - calls[0] == 4 + 8 * (16 + 13)
-    assert calls[2] - calls[1] == (7 + 13 + 3 * 2 * (10 + 13) if many else 10 + 13)

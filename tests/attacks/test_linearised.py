@@ -55,12 +55,13 @@ def test_costs_are_as_documented() -> None:
 
     for attack, options, expected in (
         (linearised, {"rays": 2, "search": 6, "iterations": 5, "refine": 3}, 2 + 2 * (6 + 2) + 3 + 3),
-        # an affine boundary is not bent: nothing is done again
+        # an affine boundary is where it is expected, and its slope is even: nothing begins anew or leaps
         (linearised, {"search": 1, "iterations": 5, "refine": 1, "anew": 16}, 1 + 5 + 1),
+        (linearised, {"search": 1, "iterations": 5, "refine": 1, "scouts": 3}, 1 + 3 + 5 + 3 * 2 + 1),
         (
             linearised,
-            {"search": 2, "iterations": 5, "refine": 3, "again": 20, "leaps": (9,), "crossings": 2},
-            2 + 2 + 5 + 3 + 4,
+            {"search": 2, "iterations": 5, "refine": 3, "scouts": 2, "leaps": (9,), "crossings": 4},
+            2 + 2 + 3 * 2 + 5 + 2 * 2 + 3 + 4 + 2 * (10 + 13),
         ),
         (fmn, {"steps": 20, "turns": 6, "refine": 4}, 1 + 20 + 6 + 4),
         (ddn, {"steps": 20, "refine": 4}, 1 + 20 + 4),
@@ -115,18 +116,17 @@ def test_rows_that_end_far_beyond_the_linearised_boundary_begin_anew() -> None:
 
 
 @pytest.mark.parametrize("leaps", [(), (7,), (7, 5, 3, 2, 4)])
-@pytest.mark.parametrize(("starts", "crossings"), [(1, 0), (2, 3), (3, 1), (4, 0), (7, 2), (12, 1)])
-def test_only_bent_rows_are_descended_again_from_every_start(
-    starts: int, crossings: int, leaps: tuple[int, ...]
-) -> None:
-    """Of two classes, so that all places but the first boundary and those beyond the best point are drawn."""
-    flat, bent = exact.affine_conv(classes=2).double(), Saturating(3.0).double()
+@pytest.mark.parametrize(("crossings", "first"), [(0, 0), (1, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize("scouts", [0, 1, 3])
+def test_only_uneven_rows_leap(scouts: int, crossings: int, first: int, leaps: tuple[int, ...]) -> None:
+    """Every row is crossed, a third as often as rows of many minima are besides."""
+    even, uneven = exact.affine_conv(classes=2).double(), Saturating(3.0).double()
     images = torch.stack([picture(0), picture(1)])
     objective = PixelFlip(torch.tensor([1, 2]), torch.tensor([2, 3]))
-    options = {"rays": 2, "search": 2, "iterations": 8, "refine": 3}
-    costs = {}
-    for model in (flat, bent):
-        for again in (0, 5):
+    options = {"rays": 2, "scouts": scouts, "search": 2, "iterations": 8, "refine": 3}
+    for model in (even, uneven):
+        costs, distances = [], []
+        for extra in ({}, {"leaps": leaps, "crossings": crossings}):
             count = 0
 
             def counted(x: Tensor, model: nn.Module = model) -> Tensor:
@@ -134,17 +134,14 @@ def test_only_bent_rows_are_descended_again_from_every_start(
                 count += x.shape[0]
                 return model(x)  # type: ignore[no-any-return]
 
-            extra = {"again": again, "starts": starts}
-            if again:
-                extra |= {"leaps": leaps, "crossings": crossings}
             found = linearised(counted, images, objective, **extra, **options)  # type: ignore[arg-type]
-            costs[model, again] = count, (found - images).flatten(1).norm(dim=1)
-    assert costs[flat, 5][0] == costs[flat, 0][0] + 2 * 4
-    descents = max(2, starts + starts % 2)  # two at once; where one is left over, it has company
-    slope_falls = 2 * sum(steps + 13 for steps in leaps)
-    crossed = 2 * crossings * 2 * (10 + 13)
-    assert costs[bent, 5][0] == costs[bent, 0][0] + 2 * (4 + descents * (5 + 13)) + slope_falls + crossed
-    assert (costs[bent, 5][1] <= costs[bent, 0][1] * (1 + 1e-9)).all()
+            costs.append(count)
+            distances.append((found - images).flatten(1).norm(dim=1))
+        expected = 2 * (4 + first * (10 + 13)) if leaps or crossings else 0
+        if model is uneven:
+            expected += 2 * sum(steps + 13 for steps in leaps) + 2 * crossings * 2 * (10 + 13)
+        assert costs[1] - costs[0] == expected
+        assert (distances[1] <= distances[0] * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +176,7 @@ def test_paths_end_where_they_would_alone() -> None:
     """Paths of one row go at once where there is room, and one after another where most rows leap."""
     images = torch.stack([picture(seed) for seed in range(7)]) / 2
     where = torch.tensor([1, 2, 3, 4, 5, 3, 4])  # the first two saturate
-    options = {"search": 2, "iterations": 4, "refine": 3, "leaps": (9, 30, 17), "crossings": 2, "rays": 2}
+    options = {"search": 2, "iterations": 4, "refine": 3, "leaps": (9, 30, 17), "rays": 2}
     model, calls, ends = Half(3.0).double(), [], []
     for rows in (range(7), range(2)):
         shown: list[int] = []
