@@ -120,13 +120,14 @@ _QUICK_REGIONS = Stage("cutting", objective="region", options={"steps": 6, "plan
 
 def _standard() -> tuple[Stage, ...]:
     return (
-        # rays down gradients seen from afar lead out of local minima that the first one ends in; leaps are for pixels
-        # that have many, as on networks without constraints
+        # a second ray, and those down gradients seen from afar, lead out of local minima that the first one ends in;
+        # leaps are for pixels that have many, as on networks without constraints
         Stage(
             "linearised",
             options={
                 "classes": 4,
-                "scouts": 5,
+                "rays": 2,
+                "scouts": 4,
                 "search": 1,
                 "refine": 4,
                 "leaps": (300, 200, 100),

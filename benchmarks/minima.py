@@ -1,8 +1,8 @@
-"""What each part of the standard plan's first stage adds where there are many local minima: without constraints.
+"""What each part of the standard plan's first stage adds, where a pixel has several local minima.
 
-    python benchmarks/minima.py [--seeds 6 7 8 9] [--pixels 4] [--json FILE]
+    python benchmarks/minima.py [--subject plain] [--seeds 6 7 8 9] [--pixels 4] [--images 4] [--json FILE]
 
-Each seed is another network of lipnet-xs' shape trained without constraints, and other pixels. The reference of a pixel
+Each seed is other pixels, and of the subject plain, which has no constraints, another network. The reference of a pixel
 is the smallest distance over all rows, which include the first two stages of the plan thorough. Columns: mean (share)
 and least of reference over distance, rows forward and CPU milliseconds for a pixel, on one thread.
 """
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from yardstick.pixelwise import OURS, Own, run_stages
-from yardstick.subjects import subject
+from yardstick.subjects import NAMES, subject
 
 from attackcheck.attacks.plans import Stage, plan
 
@@ -30,11 +30,10 @@ def _without(*names: str) -> Own:
 
 
 ROWS = {
-    "turning rays": _without("again", "leaps", "crossings"),
-    "and descents": _without("leaps", "crossings"),
-    "and leaps": _without("crossings"),
-    "descents and crossings": _without("leaps"),
-    "leaps and crossings": _without("again"),
+    "one ray": _without("scouts", "leaps", "crossings"),
+    "and scouts": _without("leaps", "crossings"),
+    "and crossings": _without("leaps"),
+    "crossings and leaps": _without("scouts"),
     "all: standard, first stage": _without(),
     "crossings twice as often": Own("", (Stage(FIRST.attack, options={**FIRST.options, "crossings": 6}),)),
     "thorough, first two stages": OURS["thorough, linearised"],
@@ -43,15 +42,26 @@ ROWS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subject", choices=NAMES, default="plain")
+    parser.add_argument("--checkpoint", type=Path, help="of the subject photos")
+    parser.add_argument("--data", help="of the subject photos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[6, 7, 8, 9])
-    parser.add_argument("--pixels", type=int, default=4, help="of each network, on 4 images")
+    parser.add_argument("--pixels", type=int, default=4, help="for each seed")
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     share: dict[str, list[float]] = {name: [] for name in ROWS}
     forward, spent = dict.fromkeys(ROWS, 0.0), dict.fromkeys(ROWS, 0.0)
     for seed in arguments.seeds:
-        network = subject("plain", images=4, pixels=arguments.pixels, seed=seed)
+        network = subject(
+            arguments.subject,
+            images=arguments.images,
+            pixels=arguments.pixels,
+            seed=seed,
+            checkpoint=arguments.checkpoint,
+            data=arguments.data,
+        )
         results = {name: run_stages(network, name, own) for name, own in ROWS.items()}
         distance = torch.tensor([result.distance for result in results.values()], dtype=torch.float64)
         for (name, result), row in zip(results.items(), distance.amin(0) / distance, strict=True):

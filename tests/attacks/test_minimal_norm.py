@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from attackcheck.attacks import ImageFlip, PixelFlip, RegionFlip, cw, ddn, fmn, linearised
+from attackcheck.attacks.plans import plan
 from attackcheck.models import exact
 
 Attack = Callable[..., Tensor]
@@ -23,8 +25,11 @@ class Claim(NamedTuple):
     thorough: dict[str, object]  # options for the harder problems
 
 
+STANDARD: dict[str, Any] = dict(plan("standard").stages[0].options)  # all that the plan's first stage does
+
 ATTACKS = {
     "linearised": Claim(linearised, 1.01, math.inf, 1.1, {}),
+    "standard": Claim(partial(linearised, **STANDARD), 1.01, math.inf, 1.1, {}),
     "ddn": Claim(ddn, 1.01, 1.05, 1.1, {"steps": 100}),
     "fmn": Claim(fmn, 1.01, math.inf, 1.1, {"steps": 100}),
     "cw": Claim(cw, 1.05, 1.05, 1.1, {"steps": 60, "searches": 6}),
