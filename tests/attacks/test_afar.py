@@ -8,6 +8,7 @@ from attackcheck.attacks import PixelFlip, linearised
 from attackcheck.attacks._afar import look_from_afar
 from attackcheck.attacks._newton import outlook
 from attackcheck.attacks._rows import Noise
+from attackcheck.attacks.plans import plan
 
 WHERE = torch.tensor([1, 2])
 
@@ -43,6 +44,17 @@ def test_scouts_find_a_boundary_that_rays_of_all_classes_miss(near: float) -> No
         found = linearised(model, images, objective, rays=2, search=1, refine=4, scouts=scouts)
         assert (found - images).flatten(1).norm(dim=1).tolist() == pytest.approx([truth] * 2, rel=2e-3)
         assert (model(found)[:, :, 0, 0].argmax(1) != 0).all()
+
+
+@pytest.mark.parametrize("name", ["standard", "thorough"])
+def test_plans_send_scouts(name: str) -> None:
+    """Without the leaps and crossings that might find the boundary as well."""
+    images = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64)
+    for stage in plan(name).stages:
+        if stage.attack == "linearised" and stage.objective == "pixel":
+            options = {key: value for key, value in stage.options.items() if key not in ("leaps", "crossings")}
+            found = linearised(Aside(0.6), images, PixelFlip(WHERE, WHERE), **options)  # type: ignore[arg-type]
+            assert (found - images).flatten(1).norm(dim=1).tolist() == pytest.approx([0.6] * 2, rel=2e-3)
 
 
 class Cone(nn.Module):
