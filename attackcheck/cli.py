@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from attackcheck.commands import audit, certify, compare, inspect, merge, replay, report, selftest, train, verify
 from attackcheck.errors import InputError, in_one_line, printable
+from attackcheck.memory import keep_freed
 
 __all__ = ["command_line", "main", "run"]
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 no violation, 1 violation, 2 could not check, 130 interrupted)."""
     # Threads that spin while they wait can make two of them far slower than one on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed()
     # numpy's advice to save a file anew is for whoever wrote it.
     warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
     parsed = command_line().parse_args(arguments)

@@ -193,7 +193,10 @@ def _add(stack: Planes, place: Tensor, normal: Tensor, offset: Tensor, run: Tens
     """Writes one more plane for each row at its `place` (B,)."""
     row = torch.arange(len(place), device=place.device)
     stack.normal[row, place], stack.offset[row, place], stack.run[row, place] = normal, offset, run
-    products = torch.einsum("btn,bn->bt", stack.normal, normal).double()
+    if synchrony.readable(normal):  # where a batch of such products takes five times as long as one after the other
+        products = torch.stack([planes @ way for planes, way in zip(stack.normal, normal, strict=True)]).double()
+    else:
+        products = torch.einsum("btn,bn->bt", stack.normal, normal).double()
     stack.gram[row, place], stack.gram[row, :, place] = products, products
 
 

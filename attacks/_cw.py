@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._newton import outlook
 from ._refine import shrink
-from ._rows import Box, Generators, Model, Noise, across, clip, lengths, loss_and_gradient
+from ._rows import Box, Generators, Model, Noise, across, along, clip, lengths, loss_and_gradient, select
 from .objectives import Objective
 
 __all__ = ["cw"]
@@ -58,23 +58,23 @@ def cw(
         first_moment, second_moment = torch.zeros_like(v), torch.zeros_like(c)
         found = torch.zeros_like(ever)
         for step in range(1, steps + 1):
-            point = clip(images + across(unit, v) * v, box)
-            delta = point - images
+            point = along(images, unit, v, box)
             goal, gradient = loss_and_gradient(model, aim, point)
-            norm = lengths(delta)
+            norm = lengths(point - images)
             better = torch.where(goal.success, norm < best_norm, ~ever & (goal.loss < lowest))
-            best = torch.where(across(better, best), point, best)
+            best = select(better, point, best)
             best_norm = torch.where(goal.success & better, norm, best_norm)
             lowest = torch.minimum(lowest, goal.loss)
             found, ever = found | goal.success, ever | goal.success
             slope = torch.where(goal.loss > 0, c * unit / margin, 0)
-            total = 2 * v + across(slope, gradient) * gradient.nan_to_num()
-            first_moment = 0.9 * first_moment + 0.1 * total
-            second_moment = 0.99 * second_moment + 0.01 * total.flatten(1).square().mean(1)
+            total = gradient.nan_to_num().mul_(across(slope, gradient)).add_(v, alpha=2)
+            first_moment = first_moment.lerp_(total, 0.1)
+            second_moment = 0.99 * second_moment + 0.01 * lengths(total).square() / total[0].numel()
             root = (second_moment / (1 - 0.99**step)).sqrt().clamp_min(torch.finfo(images.dtype).tiny)
             decay = 1 - 0.9 * (step - 1) / steps
-            v = v - across(decay * length / root, v) * first_moment / (1 - 0.9**step)
-            v = (clip(images + across(unit, v) * v, box) - images) / across(unit, v)
+            v = torch.addcmul(v, across(-decay * length / root / (1 - 0.9**step), v), first_moment)
+            if box is not None:
+                v = (along(images, unit, v, box) - images) / across(unit, v)
         low, high = torch.where(found, low, c), torch.where(found, c, high)
         c = torch.where(high < torch.inf, (low + high) / 2, 10 * c)
     return shrink(model, images, best, objective, ever, refine)

@@ -16,11 +16,10 @@ from ._rows import (
     Noise,
     across,
     along,
-    clip,
-    downhill,
+    falling,
     lengths,
     loss_and_gradient,
-    polar,
+    rescaled,
     select,
 )
 from .objectives import Objective
@@ -57,14 +56,14 @@ def ddn(
     objective = view.objective
     epsilon = view.distance[0] if init_norm is None else torch.full_like(view.distance[0], init_norm)
     alpha = epsilon
-    delta = along(images, epsilon, view.direction[0], box) - images
+    point = along(images, epsilon, view.direction[0], box)
+    delta = point - images
 
     found = torch.zeros_like(epsilon, dtype=torch.bool)
-    best, best_norm = clip(images + delta, box), torch.full_like(epsilon, torch.inf)
+    best, best_norm = point, torch.full_like(epsilon, torch.inf)
     lowest = torch.full_like(epsilon, torch.inf)
     for step in range(steps):
         annealed = (1 + math.cos(math.pi * step / steps)) / 2
-        point = clip(images + delta, box)
         goal, gradient = loss_and_gradient(model, objective, point)
         norm = lengths(delta)
         better = torch.where(goal.success, norm < best_norm, ~found & (goal.loss < lowest))
@@ -72,14 +71,13 @@ def ddn(
         best_norm = torch.where(goal.success & better, norm, best_norm)
         lowest = torch.minimum(lowest, goal.loss)
         ever, found = found, found | goal.success
-        direction, length = downhill(gradient, otherwise)
+        down, unit, length = falling(gradient, otherwise)
         # a success with a flat loss (a hinge at zero) needs no step, only a smaller norm
         move = torch.where(goal.success & (length == 0), 0, (0.01 + 0.99 * annealed) * alpha)
-        delta.addcmul_(across(move, delta), direction)
+        delta.addcmul_(across(move * unit, delta), down)
         # until the first success the norm may grow faster, or a bad first guess would cost all steps
         growth = torch.where(ever, 1 + (0.001 + (gamma - 0.001) * annealed), 1 + 4 * gamma)
         shrinkage = 1 - (0.001 + (gamma - 0.001) * annealed)
         epsilon = torch.where(goal.success, torch.minimum(epsilon, norm) * shrinkage, epsilon * growth)
-        way, _ = polar(delta, otherwise)
-        delta = along(images, epsilon, way, box) - images
+        point, delta = rescaled(images, delta, epsilon, box, otherwise)
     return shrink(model, images, best, objective, found, refine)

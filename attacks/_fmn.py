@@ -15,12 +15,12 @@ from ._rows import (
     Model,
     Noise,
     across,
-    along,
     clip,
-    downhill,
+    falling,
     lengths,
     loss_and_gradient,
     polar,
+    rescaled,
     select,
 )
 from ._turning import OVERSHOOT, Bests, turn
@@ -94,13 +94,13 @@ def descend(
     """
     tiny = torch.finfo(images.dtype).tiny
     started = epsilon < torch.inf
-    delta = clip(images + start, box) - images
-    best, best_norm = images + delta, torch.full_like(first, torch.inf)
+    point = clip(images + start, box)
+    delta = point - images
+    best, best_norm = point, torch.full_like(first, torch.inf)
     lowest = torch.full_like(first, torch.inf)
     for step in range(steps):
         annealed = (1 + math.cos(math.pi * step / steps)) / 2
         part = _LAST_GAMMA + (gamma - _LAST_GAMMA) * annealed
-        point = images + delta
         goal, gradient = loss_and_gradient(model, objective, point)
         norm = lengths(delta)
         found = best_norm < torch.inf
@@ -109,7 +109,7 @@ def descend(
         best_norm = torch.where(goal.success & better, norm, best_norm)
         lowest = torch.minimum(lowest, goal.loss)
         started = started | goal.success
-        direction, slope = downhill(gradient, noise)
+        down, unit, slope = falling(gradient, noise)
         ahead = norm + torch.where(slope > 0, goal.loss.abs() / slope.clamp_min(tiny), norm)
         # the linearised boundary may lie anywhere where gradients nearly vanish
         outwards = torch.where(started, epsilon * (1 + part), torch.minimum(ahead, 4 * norm + first))
@@ -117,8 +117,8 @@ def descend(
         # a success with a flat loss (a hinge at zero) needs no step, only a smaller norm
         length = (_LAST_STEP + (1 - _LAST_STEP) * annealed) * first
         move = torch.where(goal.success & (slope == 0), 0, length)
-        way, _ = polar(delta.addcmul_(across(move, delta), direction), noise)
-        delta = along(images, epsilon, way, box) - images
+        delta.addcmul_(across(move * unit, delta), down)
+        point, delta = rescaled(images, delta, epsilon, box, noise)
     return best, best_norm
 
 

@@ -63,7 +63,7 @@ def linearised(
        image). That part is annealed from .7 to .02. The first three eighths of the turns look from beyond the boundary,
        by up to .3 of the distance, which leads out of narrow dents; then the best ray goes on alone.
     3. The best direction is searched again, `refine` points. With `anew` > 0, rows whose distance is more than 5 %
-       below or 50 % above the linearised one begin again with two rays and so many turns.
+       below or 15 % above the linearised one begin again with two rays and so many turns.
     4. `scouts` more rays, at most twelve, go down gradients of the margin that are seen from afar, eight or sixteen
        linearised distances away: to boundaries that no gradient near the image shows. They turn with the others.
     5. Local minima that were found have much in common, and between them are nearer ones: with `crossings` > 0, ten

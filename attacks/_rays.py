@@ -19,7 +19,7 @@ _FIRST_TURN, _MIDDLE_TURN, _LEAST_TURN = 0.7, 0.2, 0.02
 _OPENING = 0.375  # share of the turns in which all rays take part and step far beyond the boundary
 _FIRST_OVERSHOOT = 0.3
 # distance over the linearised one, at boundaries that a few turns do not follow: rare on networks with certificates
-_CURVED = (0.95, 1.5)
+_CURVED = (0.95, 1.15)
 
 
 class Course(NamedTuple):

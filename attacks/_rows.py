@@ -23,13 +23,17 @@ __all__ = [
     "clip",
     "dot",
     "downhill",
+    "falling",
     "gaussian",
     "lengths",
     "loss_and_gradient",
     "of_rows",
     "parts",
     "polar",
+    "replaced",
+    "rescaled",
     "select",
+    "travelled",
 ]
 
 Model = Callable[[Tensor], Tensor]
@@ -69,6 +73,9 @@ def lengths(x: Tensor) -> Tensor:
     """L2 norm of each row, (B,)."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return norm
+
+
+_LOST = 512  # distances below so many roundings of every value are measured
 
 
 class Noise:
@@ -115,6 +122,19 @@ def downhill(gradient: Tensor, otherwise: Tensor | Noise | None) -> tuple[Tensor
     return polar(-gradient, otherwise)
 
 
+def falling(gradient: Tensor, otherwise: Tensor | Noise | None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `downhill`, the direction not yet scaled: vectors (B, ...), what makes them the direction (B,), and lengths.
+
+    For whoever multiplies them by another number anyway. The vectors may be the gradient itself.
+    """
+    if synchrony.readable(gradient):
+        norm = lengths(gradient)
+        if _odd(norm) is None:
+            return gradient, -1 / norm, norm
+    direction, norm = polar(-gradient, otherwise)
+    return direction, torch.ones_like(norm), norm
+
+
 def _odd(norm: Tensor) -> Tensor | None:
     """Which rows of this length (B,), on a CPU, float32 squares may have spoiled; None if there is none."""
     far = torch.finfo(norm.dtype).max ** 0.25
@@ -143,14 +163,58 @@ def along(images: Tensor, distance: Tensor, direction: Tensor, box: Box) -> Tens
     return clip(torch.addcmul(images, across(distance, images), direction), box)
 
 
+def travelled(
+    images: Tensor, points: Tensor, distance: Tensor, vectors: Tensor, dots: Tensor, box: Box
+) -> tuple[Tensor, Tensor]:
+    """How far the points of `along` are from `images`, and the inner products of that way with `vectors`, both (B,).
+
+    `dots` (B,) are those of the unit direction. Without a box both follow from `distance` (B,) but where that is so
+    small that points were rounded to others; only those rows are looked at, where asking which costs nothing.
+    """
+    if box is None and synchrony.readable(distance):
+        short = distance < _LOST * torch.finfo(images.dtype).eps * images[0].numel() ** 0.5
+        if not bool(short.any()):
+            return distance, distance * dots
+        rows = short.nonzero()[:, 0]
+        delta = points[rows] - images[rows]
+        norm = distance.index_copy(0, rows, lengths(delta))
+        return norm, (distance * dots).index_copy(0, rows, dot(vectors[rows], delta))
+    delta = points - images
+    return lengths(delta), dot(vectors, delta)
+
+
+def rescaled(images: Tensor, delta: Tensor, distance: Tensor, box: Box, otherwise: Noise) -> tuple[Tensor, Tensor]:
+    """The points at `distance` (B,) from `images` in the direction of `delta` (B, ...), and the ways there.
+
+    Both cut off at the box; rows of `delta` without a direction get that of `otherwise`.
+    """
+    way, scale = delta, distance
+    if synchrony.readable(delta) and _odd(norm := lengths(delta)) is None:
+        scale = distance / norm
+    else:
+        way, _ = polar(delta, otherwise)
+    points = along(images, scale, way, box)
+    return points, points - images
+
+
 def select(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Rows of x (B, ...) where the condition (B,) holds, of y elsewhere; x or y itself if all rows are its."""
-    if synchrony.readable(condition):  # where asking costs nothing, and mostly spares the copy
-        if bool(condition.all()):
-            return x
-        if not bool(condition.any()):
-            return y
-    return torch.where(across(condition, x), x, y)
+    return replaced(y, condition, x, spare=True)
+
+
+def replaced(kept: Tensor, better: Tensor, new: Tensor, *, spare: bool = False) -> Tensor:
+    """`kept` (B, ...) with the rows of `new` where `better` (B,); `new` itself if that is everywhere.
+
+    Where asking costs nothing `kept` is written to, unless it is to be spared.
+    """
+    if not synchrony.readable(better):
+        return torch.where(across(better, new), new, kept)
+    rows = better.nonzero()[:, 0]
+    if len(rows) == len(better):
+        return new
+    if not len(rows):
+        return kept
+    return kept.index_copy(0, rows, new[rows]) if spare else kept.index_copy_(0, rows, new[rows])
 
 
 def clip(images: Tensor, box: Box) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._refine import Track, shoot
-from ._rows import Box, Model, across, along, dot, downhill, lengths, loss_and_gradient, select
+from ._rows import Box, Model, across, along, dot, falling, lengths, loss_and_gradient, replaced, select, travelled
 from .objectives import Objective
 
 __all__ = ["OVERSHOOT", "Bests", "turn"]
@@ -69,29 +69,29 @@ def turn(
     """Turns rays towards the projections of the image onto the boundaries linearised where the rays meet them."""
     tiny = torch.finfo(images.dtype).tiny
     (points, way, t, success), closest, best, best_distance = bests
-    unmeasured = torch.full_like(t, torch.inf)
+    points, best, unmeasured = points.clone(), best.clone(), torch.full_like(t, torch.inf)
     for part, overshoot in schedule:
         point = along(images, t, way, box)
-        delta = point - images
         goal, gradient = loss_and_gradient(model, objective, point)
-        norm = lengths(delta)
+        down, unit, slope = falling(gradient, way)  # unit * down is the normal of the plane
+        advance = dot(down, way)
+        norm, covered = travelled(images, point, t, down, advance, box)
+        advance, covered = unit * advance, unit * covered
         closer = goal.success & (norm < closest)
-        points, closest = select(closer, point, points), torch.where(closer, norm, closest)
+        points, closest = replaced(points, closer, point), torch.where(closer, norm, closest)
         success = success | goal.success
-        plane, slope = downhill(gradient, way)
-        # to first order the boundary is where plane . delta = offset, and the ray meets it at this distance
-        offset = dot(plane, delta) + goal.loss / slope.clamp_min(tiny)
-        advance = dot(plane, way)
+        # to first order the boundary is so far along the normal, and the ray meets it at this distance
+        offset = covered + goal.loss / slope.clamp_min(tiny)
         sound = (slope > 0) & (advance > 0.05) & (offset > 0.2 * t * advance)
         met = torch.where(sound, offset / advance.clamp_min(0.05), unmeasured)
         # a long extrapolation is no measurement: rays that promise more than they keep would be chosen
         near = sound & (met > 0.75 * t) & (met < 1.05 * t)
         measured = torch.where(near, met, torch.where(goal.success, t, unmeasured))
         shorter = measured < best_distance
-        best = select(shorter, way, best)
+        best = replaced(best, shorter, way)
         best_distance = torch.where(shorter, measured, best_distance)
         reached = torch.where(sound, met, 1.1 * t)
-        way, advance = _between(way, (1 - part) * reached, plane, part * torch.maximum(offset, 0.2 * t), advance)
+        way, advance = _between(way, (1 - part) * reached, down, unit, part * torch.maximum(offset, 0.2 * t), advance)
         ahead = torch.where(sound, offset / advance.clamp_min(0.05), reached)
         # where the margin flattens out towards the boundary, Newton's steps end before it, again and again
         ahead = torch.where(success | (ahead < t), ahead, t + _RELAXATION * (ahead - t))
@@ -99,16 +99,18 @@ def turn(
     return Bests(Track(points, way, t, success), closest, best, best_distance)
 
 
-def _between(way: Tensor, share: Tensor, plane: Tensor, other: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """The direction of `share` * way + `other` * plane, both units (B, ...), and its cosine with `plane`.
+def _between(
+    way: Tensor, share: Tensor, down: Tensor, unit: Tensor, other: Tensor, cosine: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The direction of `share` * way + `other` * normal, both units (B, ...), and its cosine with the normal.
 
-    Takes the memory of `plane`. `cosine` (B,) is that of the two, from which the length follows without another look at
-    them; where they nearly cancel, or are not finite, the way stays.
+    The normal is `unit` (B,) * `down`. `cosine` (B,) is that of the two, from which the length follows without another
+    look at them; where they nearly cancel, or are not finite, the way stays.
     """
     largest = torch.maximum(share, other)
     share, other = share / largest, other / largest
     length = (share * share + other * other + 2 * share * other * cosine).sqrt()
     usable = (length > 0.1) & (length < torch.inf)
     share, other = torch.where(usable, share / length, 1), torch.where(usable, other / length, 0)
-    turned = plane.mul_(across(other, plane)).addcmul_(across(share, way), way)
+    turned = (across(other * unit, down) * down).addcmul_(across(share, way), way)
     return turned, torch.where(usable, share * cosine + other, cosine)

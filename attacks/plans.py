@@ -107,9 +107,10 @@ class Plan:
 
 def _quick() -> tuple[Stage, ...]:
     # five turns instead of a longer search along the first ray: as many passes, a tenth of the excess distance;
-    # one point of a search, for a second one costs a tenth of the time and gains nothing that is seen
+    # one point of a search, for a second one costs a tenth of the time and gains nothing that is seen; a third class
+    # costs a backward pass, and is sometimes the nearest: two others have smaller margins, but flatter ones
     return (
-        Stage("linearised", options={"classes": 2, "search": 1, "iterations": 5, "refine": 1, "anew": 16}),
+        Stage("linearised", options={"classes": 3, "search": 1, "iterations": 5, "refine": 1, "anew": 16}),
         # far boundaries of networks without constraints are not always reached in seven passes
         Stage("linearised", unflipped=True, options={"rays": 2, "search": 4, "refine": 4}),
     )

@@ -33,8 +33,13 @@ def _pixel_stages(name: str) -> tuple[Stage, ...]:
     return tuple(s for s in plan(name).stages if s.objective == "pixel" and registry.get(s.attack).flips)
 
 
-def _turns(count: int, classes: int) -> Stage:
-    return Stage("linearised", options={"classes": classes, "search": 1, "iterations": count, "refine": 1})
+def _turns(count: int, classes: int, anew: int = 0) -> Stage:
+    options = {"classes": classes, "search": 1, "iterations": count, "refine": 1}
+    return Stage("linearised", options={**options, "anew": anew} if anew else options)
+
+
+def _fmn(steps: int, turns: int) -> Stage:
+    return Stage("fmn", options={"steps": steps, "turns": turns, "classes": 3, "refine": 2})
 
 
 OURS = {
@@ -42,6 +47,7 @@ OURS = {
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     "8 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 8, "refine": 3}),)),
     "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
+    "12 turns": Own("one ray, begun anew", (_turns(12, classes=3, anew=16),)),
     "3 turns": Own("one ray", (_turns(3, classes=1),)),
     "2 turns": Own("one ray", (_turns(2, classes=1),)),
     "2 turns of 2": Own("one ray, two classes", (_turns(2, classes=2),)),
@@ -52,6 +58,9 @@ OURS = {
     "thorough": Own("the plan's pixel stages", _pixel_stages("thorough")),
     "ddn": Own("defaults", (Stage("ddn"),)),
     "fmn": Own("defaults", (Stage("fmn"),)),
+    "fmn of 20": Own(
+        "20 steps, 8 turns", (Stage("fmn", options={"steps": 20, "turns": 8, "classes": 3, "refine": 2}),)
+    ),
     "cw": Own("defaults", (Stage("cw"),)),
 }
 ROWS = 2**16

@@ -225,8 +225,8 @@ def test_no_attack_on_a_network_falls_below_the_bound(block: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
-def test_nor_on_a_thousand_networks(block: int) -> None:
-    assert sum(survives(seed) for seed in range(100 * block, 100 * block + 100)) > 1000
+def test_nor_on_four_hundred_networks(block: int) -> None:
+    assert sum(survives(seed) for seed in range(40 * block, 40 * block + 40)) > 400
 
 
 def test_the_table_has_both() -> None:

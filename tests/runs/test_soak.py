@@ -29,8 +29,10 @@ def test_a_run_of_many_images_grows_by_its_report_alone(soak, tmp_path):
             done += 1
             if done in (EARLY, IMAGES):
                 held.append(soak.held())
-    (early, files, threads), (late, *others) = held
-    assert others == [files, threads]
+    (early, files, threads), (late, files_late, threads_late) = held
+    # fewer are no leak: what earlier tests of this process left behind may end meanwhile
+    assert files_late <= files
+    assert threads_late <= threads
     assert (late - early) * 1e6 / (IMAGES - EARLY) < 20_000  # bytes an image
     assert report.images == IMAGES
     assert report.radii == []
