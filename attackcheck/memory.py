@@ -21,7 +21,7 @@ import torch
 
 from attackcheck.errors import InputError
 
-__all__ = ["Meter", "Room", "available", "keep_freed", "ran_out", "too_large"]
+__all__ = ["Meter", "Room", "available", "give_back", "keep_freed", "ran_out", "too_large"]
 
 T = TypeVar("T")
 
@@ -44,12 +44,19 @@ def keep_freed() -> None:
     cleared and mapped again, which takes up to a fifth of the time. Does nothing where the C library is not glibc, or
     where the environment says how it shall be.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
-        return
-    with suppress(OSError, AttributeError, TypeError):
-        option = ctypes.CDLL(None).mallopt
-        for name, value in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            option(name, value)
+    if not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
+        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            _allocator("mallopt", *option)
+
+
+def give_back() -> None:
+    """Gives what was freed, and kept, back to the system, where the C library is glibc."""
+    _allocator("malloc_trim", 0)
+
+
+def _allocator(function: str, *arguments: int) -> None:
+    with suppress(OSError, AttributeError, TypeError):  # another library, or none
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def ran_out(error: BaseException) -> bool:
@@ -148,6 +155,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._start = torch.cuda.memory_allocated(self._device)
         else:
+            give_back()  # or a call that is served from there would seem to take nothing
             self._start = anonymous()
             if self._start is not None:
                 self._thread = threading.Thread(target=self._watch, daemon=True)

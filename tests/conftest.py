@@ -1,4 +1,7 @@
-"""Small networks are fastest on one thread, hypothesis keeps no data base in the tree, tests draw numbers apart."""
+"""Small networks are fastest on one thread, and where freed memory is kept, as the command line keeps it.
+
+Hypothesis keeps no data base in the tree, tests draw numbers apart.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from attackcheck.memory import keep_freed
+
 Report = pytest.CollectReport
 
 torch.set_num_threads(1)
+keep_freed()
 settings.register_profile(
     "attackcheck", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -322,4 +322,23 @@ def test_a_library_without_that_option_is_no_error(monkeypatch):
     asked = []
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or SimpleNamespace())
     memory.keep_freed()
-    assert asked == [None]
+    assert set(asked) == {None}
+
+
+SERVED = """
+import torch
+from attackcheck.memory import Meter, keep_freed
+keep_freed()
+def work():
+    blocks = [torch.ones(2**20) for _ in range(20)]
+work()
+with Meter() as meter:
+    work()
+print(meter.bytes)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+def test_what_was_kept_is_measured_as_taken_when_it_is_used_again():
+    done = subprocess.run([sys.executable, "-c", SERVED], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 0.8 * 20 * 2**22
