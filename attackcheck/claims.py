@@ -291,7 +291,7 @@ class ClassPairClaim:
 
     def way_back(self, lead: Tensor, logits: Tensor, clean: Tensor) -> Tensor:
         """``lead / (L_features ||w_y - w_k||)`` with k the class that leads."""
-        allowed = self._spread.to(logits.device)[clean.expand_as(lead), logits.argmax(dim=1)]
+        allowed = self._spread.to(logits.device)[clean.expand_as(lead), logits.max(dim=1).indices]
         return torch.where(lead > 0, lead / (self.lipschitz_features * allowed).to(lead.dtype), 0.0)
 
     def expansions(self, change: Tensor, distance: Tensor, error: Tensor | None = None) -> Tensor:

@@ -44,6 +44,7 @@ def _fmn(steps: int, turns: int) -> Stage:
 
 OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
+    "one point": Own("of that ray", (_turns(0, classes=1),)),
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     "8 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 8, "refine": 3}),)),
     "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
