@@ -78,9 +78,10 @@ class Fading(nn.Module):
     Of every other row of the attack nothing fades.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slope: float) -> None:
         super().__init__()
         self.shown: list[Tensor] = []
+        self.slope = slope
 
     def forward(self, images: Tensor) -> Tensor:
         return self.of(images, torch.arange(len(images)))
@@ -93,17 +94,19 @@ class Fading(nn.Module):
         self.shown.append(index)
         fades = (index % 2 == 1)[:, None, None]  # rows that know whose they are
         ahead, side = (images[:, 0] - 0.5) * 6, (images[:, 1] - 0.5) * 6  # 36 pixels: norm 1 where all move by 1 / 6
-        first = torch.where(fades & (ahead > 0.5), 0.5 + 0.2 * (ahead - 0.5), ahead)
+        first = torch.where(fades & (ahead > 0.5), 0.5 + self.slope * (ahead - 0.5), ahead)
         return torch.stack([torch.ones_like(first), first, side / 1.2], 1)
 
 
-def test_rows_that_end_far_beyond_the_linearised_boundary_begin_anew() -> None:
-    model, where = Fading(), torch.tensor([1, 2, 3])
+@pytest.mark.parametrize("times", [3.0, 1.3, 1.1])
+def test_rows_that_end_beyond_the_linearised_boundary_begin_anew(times: float) -> None:
+    """From 1.15 times its distance on; at 1.1 times, the other class's boundary is no nearer."""
+    model, where = Fading(0.5 / (times - 0.5)), torch.tensor([1, 2, 3])
     images = torch.full((3, 3, 6, 6), 0.5, dtype=torch.float64)
     objective = PixelFlip(where, where)
     quick = {"classes": 2, "search": 1, "iterations": 5, "refine": 1}
-    short, long = 1 / 6, 1.2 / 6  # one pixel alone has to move
-    for anew, truth, passes in ((0, 3 / 6, 0), (16, long, 6 * 2 + 10 + 1)):
+    short, long = 1 / 6, min(1.2, times) / 6  # one pixel alone has to move
+    for anew, truth, passes in ((0, times / 6, 0), (16, long, (6 * 2 + 10 + 1) * (times > 1.15))):
         model.shown.clear()
         found = linearised(model, images, objective, anew=anew, **quick)  # type: ignore[arg-type]
         distance = (found - images).flatten(1).norm(dim=1)
