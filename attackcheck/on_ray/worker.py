@@ -26,6 +26,7 @@ from attackcheck.errors import in_one_line
 from attackcheck.events import Event, Finding
 from attackcheck.examination import Bench
 from attackcheck.identity import model_of
+from attackcheck.memory import keep_freed
 from attackcheck.subject import Images, Sample, Settings, Subject
 from attackcheck.tally import Tally
 
@@ -147,6 +148,7 @@ class Worker:
             os.chdir(task.folder)  # elsewhere the working directory that the job was sent with
         sys.path += [entry for entry in task.path if entry not in sys.path]
         torch.set_num_threads(1)
+        keep_freed()
         settings = replace(task.settings, workers=min(task.settings.workers, os.cpu_count() or 1))
         if settings.counterexamples is not None:
             self._scratch = tempfile.TemporaryDirectory(prefix="attackcheck-")
