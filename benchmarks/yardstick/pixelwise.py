@@ -50,7 +50,7 @@ OURS = {
     "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
     "12 turns": Own("one ray, begun anew", (_turns(12, classes=3, anew=16),)),
     "5 turns": Own("one ray, three classes", (_turns(5, classes=3),)),
-    "5 turns, anew": Own("and begun anew, 8 turns", (_turns(5, classes=3, anew=8),)),
+    "5 turns anew": Own("then 8 where it began anew", (_turns(5, classes=3, anew=8),)),
     "3 turns": Own("one ray", (_turns(3, classes=1),)),
     "2 turns": Own("one ray", (_turns(2, classes=1),)),
     "3 turns of 2": Own("one ray, two classes", (_turns(3, classes=2),)),
