@@ -199,22 +199,22 @@ def rescaled(images: Tensor, delta: Tensor, distance: Tensor, box: Box, otherwis
 
 def select(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Rows of x (B, ...) where the condition (B,) holds, of y elsewhere; x or y itself if all rows are its."""
-    return replaced(y, condition, x, spare=True)
+    if not synchrony.readable(condition):
+        return torch.where(across(condition, x), x, y)
+    rows = condition.nonzero()[:, 0]  # where asking costs nothing, and mostly spares the copy
+    if len(rows) == len(condition):
+        return x
+    return y.index_copy(0, rows, x[rows]) if len(rows) else y
 
 
-def replaced(kept: Tensor, better: Tensor, new: Tensor, *, spare: bool = False) -> Tensor:
-    """`kept` (B, ...) with the rows of `new` where `better` (B,); `new` itself if that is everywhere.
-
-    Where asking costs nothing `kept` is written to, unless it is to be spared.
-    """
+def replaced(kept: Tensor, better: Tensor, new: Tensor) -> Tensor:
+    """`kept` (B, ...) with the rows of `new` where `better` (B,); written to in place where asking costs nothing."""
     if not synchrony.readable(better):
         return torch.where(across(better, new), new, kept)
     rows = better.nonzero()[:, 0]
     if len(rows) == len(better):
-        return new
-    if not len(rows):
-        return kept
-    return kept.index_copy(0, rows, new[rows]) if spare else kept.index_copy_(0, rows, new[rows])
+        return kept.copy_(new)
+    return kept.index_copy_(0, rows, new[rows]) if len(rows) else kept
 
 
 def clip(images: Tensor, box: Box) -> Tensor:
