@@ -13,9 +13,9 @@ from contextlib import suppress
 from importlib import metadata
 from typing import NoReturn
 
+from attackcheck.allocator import keep_freed
 from attackcheck.commands import audit, certify, compare, inspect, merge, replay, report, selftest, train, verify
 from attackcheck.errors import InputError, in_one_line, printable
-from attackcheck.memory import keep_freed
 
 __all__ = ["command_line", "main", "run"]
 

@@ -7,21 +7,20 @@ says what a row takes. Rows are independent of each other, so neither changes a 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import threading
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 
+from attackcheck.allocator import give_back
 from attackcheck.errors import InputError
 
-__all__ = ["Meter", "Room", "available", "give_back", "keep_freed", "ran_out", "too_large"]
+__all__ = ["Meter", "Room", "available", "ran_out", "too_large"]
 
 T = TypeVar("T")
 
@@ -31,32 +30,7 @@ SHARE = {"cpu": 0.5, "cuda": 0.8}
 INTERVAL = 0.002
 """Seconds between two looks at the memory of this process."""
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 32 * 2**20), (-1, 256 * 2**20)
-"""Options of glibc's `mallopt` and bytes: the largest block that is not given back at once, and what stays in hand."""
-
 _SAID = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
-
-
-def keep_freed() -> None:
-    """Lets the allocator keep some of what is freed, for this whole process: attacks ask for it again at once.
-
-    Every activation of every pass is a block of some megabytes; given back to the system each time, its pages are
-    cleared and mapped again, which takes up to a fifth of the time. Does nothing where the C library is not glibc, or
-    where the environment says how it shall be.
-    """
-    if not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
-        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            _allocator("mallopt", *option)
-
-
-def give_back() -> None:
-    """Gives what was freed, and kept, back to the system, where the C library is glibc."""
-    _allocator("malloc_trim", 0)
-
-
-def _allocator(function: str, *arguments: int) -> None:
-    with suppress(OSError, AttributeError, TypeError):  # another library, or none
-        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def ran_out(error: BaseException) -> bool:

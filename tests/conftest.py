@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from attackcheck.memory import keep_freed
+from attackcheck.allocator import keep_freed
 
 Report = pytest.CollectReport
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import attackcheck as ac
-from attackcheck import memory
+from attackcheck import allocator, memory
 from attackcheck.attacks.plans import Plan, Stage
 from attackcheck.cli import main
 from attackcheck.errors import InputError
@@ -288,7 +288,7 @@ def test_memory_is_measured():
 
 PAGES = """
 import resource, torch
-from attackcheck.memory import keep_freed
+from attackcheck.allocator import keep_freed
 if {kept}:
     keep_freed()
 def work():
@@ -320,14 +320,16 @@ def test_a_library_without_that_option_is_no_error(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
     asked = []
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or SimpleNamespace())
-    memory.keep_freed()
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: asked.append(name) or SimpleNamespace())
+    allocator.keep_freed()
+    allocator.give_back()
     assert set(asked) == {None}
 
 
 SERVED = """
 import torch
-from attackcheck.memory import Meter, keep_freed
+from attackcheck.allocator import keep_freed
+from attackcheck.memory import Meter
 keep_freed()
 def work():
     blocks = [torch.ones(2**20) for _ in range(20)]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attackcheck.allocator import keep_freed
 from attackcheck.arithmetic import exact_arithmetic
 from attackcheck.crew import noted
 from attackcheck.determinism import deterministic
@@ -26,7 +27,6 @@ from attackcheck.errors import in_one_line
 from attackcheck.events import Event, Finding
 from attackcheck.examination import Bench
 from attackcheck.identity import model_of
-from attackcheck.memory import keep_freed
 from attackcheck.subject import Images, Sample, Settings, Subject
 from attackcheck.tally import Tally
 
