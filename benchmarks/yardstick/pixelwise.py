@@ -38,10 +38,6 @@ def _turns(count: int, classes: int, anew: int = 0) -> Stage:
     return Stage("linearised", options={**options, "anew": anew} if anew else options)
 
 
-def _fmn(steps: int, turns: int) -> Stage:
-    return Stage("fmn", options={"steps": steps, "turns": turns, "classes": 3, "refine": 2})
-
-
 OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
     "one point": Own("of that ray", (_turns(0, classes=1),)),
