@@ -25,15 +25,17 @@ _STEP_BACK = 2e-4  # relative; in float32 a point exactly on the boundary flips 
 
 
 class Planes(NamedTuple):
-    """Half-spaces `normal . delta >= offset` of each row; the one of least weight gives way to the newest.
-
-    A place not yet used has the normal 0 and the offset -1, which every delta fulfils.
-    """
+    """Half-spaces `normal . delta >= offset` of each row; once all places are used, that of least weight gives way."""
 
     normal: Tensor  # (B, T, C*H*W) unit
     offset: Tensor  # (B, T) without slack
     run: Tensor  # (B, T) how much further a slack of 1 moves the plane: 1 / slope
     gram: Tensor  # (B, T, T) float64
+
+    def first(self, count: int) -> Planes:
+        """Views of the places used first."""
+        normal, offset, run, gram = self
+        return Planes(normal[:, :count], offset[:, :count], run[:, :count], gram[:, :count, :count])
 
 
 def cutting_planes(
@@ -75,7 +77,8 @@ def cutting_planes(
     objective = objective.narrowed(seen.places)
     wide = images.repeat(count, 1, 1, 1)
     noise, _ = polar(gaussian(images, generator).repeat(count, 1, 1, 1))
-    delta, stack, weights = torch.zeros_like(wide), _empty(wide, planes), None
+    delta, stack = torch.zeros_like(wide), _empty(wide, planes)
+    weights = stack.offset
     best, best_norm = wide, wide.new_full((len(wide),), torch.inf)
     lowest = torch.full_like(best_norm, torch.inf)
     for step in range(steps):
@@ -95,9 +98,8 @@ def cutting_planes(
             weight = chosen * (now + across(slack, now)).clamp_min(0)
             weight = torch.where(across(weight.flatten(1).amax(1) > 0, weight), weight, chosen)
             weight = weight / across(weight.flatten(1).sum(1), weight)
-            value = dot(weight, missing)
-            (gradient,) = torch.autograd.grad(value.sum(), point)
-        point, value = point.detach(), value.detach()
+            (gradient,) = torch.autograd.grad(missing, point, weight)
+        point, value = point.detach(), dot(weight, now)
         delta = point - wide
         norm = lengths(delta)
         better = torch.where(goal.success, norm < best_norm, ~(best_norm < torch.inf) & (goal.loss < lowest))
@@ -108,11 +110,12 @@ def cutting_planes(
         steep = slope > 0
         run = torch.where(steep, 1 / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0)
         ahead = torch.where(steep, value * run, 1)
-        place = stack.offset.argmin(1) if weights is None else weights.argmin(1)
-        _add(stack, place, normal.flatten(1), dot(normal, delta) + ahead, run)
+        place = torch.full_like(clean[:, 0, 0], step, dtype=torch.int64) if step < planes else weights.argmin(1)
+        used = stack.first(min(step + 1, planes))
+        _add(used, place, normal.flatten(1), dot(normal, delta) + ahead, run)
         slack = slack * torch.where(goal.success, _NARROWER, _WIDER)
-        weights = least_norm(stack.gram, (stack.offset + across(slack, stack.run) * stack.run).double()).to(delta)
-        delta = torch.bmm(weights.unsqueeze(1), stack.normal).reshape(delta.shape)
+        weights = least_norm(used.gram, (used.offset + across(slack, used.run) * used.run).double()).to(delta)
+        delta = torch.bmm(weights.unsqueeze(1), used.normal).reshape(delta.shape)
     end = _along(seen, wide, *polar(delta, noise), margin, clean, refine, box)
     length = torch.where(end.success, lengths(end.points - wide), torch.inf)
     point = torch.where(across((length < best_norm) | ~(best_norm < torch.inf) & end.success, best), end.points, best)
@@ -184,9 +187,9 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _empty(images: Tensor, planes: int) -> Planes:
-    normal = torch.zeros((len(images), planes, images[0].numel()), dtype=images.dtype, device=images.device)
-    gram = torch.zeros((len(images), planes, planes), dtype=torch.float64, device=images.device)
-    return Planes(normal, torch.full_like(normal[:, :, 0], -1.0), torch.zeros_like(normal[:, :, 0]), gram)
+    normal = images.new_empty(len(images), planes, images[0].numel())
+    gram = torch.empty((len(images), planes, planes), dtype=torch.float64, device=images.device)
+    return Planes(normal, torch.empty_like(normal[:, :, 0]), torch.empty_like(normal[:, :, 0]), gram)
 
 
 def _add(stack: Planes, place: Tensor, normal: Tensor, offset: Tensor, run: Tensor) -> None:

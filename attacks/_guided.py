@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attackcheck.errors import InputError
+from attackcheck.sorting import ascending
 
 from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, polar
 from .objectives import Objective, SetFlip
@@ -67,7 +68,7 @@ def guided(
             weight = everything * torch.where(weight > _NOTHING, weight, 0)
             nearest = (weight * missing).flatten(1).sum(1)
             if step < steps:
-                (gradient,) = torch.autograd.grad((weight * margins).sum(), point)
+                (gradient,) = torch.autograd.grad(margins, point, weight)
         better = (share > best_share) | ((share == best_share) & (nearest < best_margin))
         best = torch.where(across(better, best), point.detach(), best)
         best_margin = torch.where(better, nearest, best_margin)
@@ -96,7 +97,7 @@ def _part(done: float) -> float:
 
 def _bought(margins: Tensor, weights: Tensor, budget: Tensor) -> Tensor:
     """The largest margin (B, 1, 1) of the cheapest open pixels whose sum of m^2 / 2 stays within budget^2."""
-    ordered = margins.clamp_min(0).masked_fill(weights == 0, torch.inf).flatten(1).sort(dim=1).values
+    ordered = ascending(margins.clamp_min(0).masked_fill(weights == 0, torch.inf).flatten(1))
     spent = (ordered.double().square() / 2).cumsum(1)
     place = (spent <= budget.double().square().unsqueeze(1)).sum(1, keepdim=True).clamp_max(ordered.shape[1] - 1)
     return _positive(ordered.gather(1, place))
@@ -104,7 +105,7 @@ def _bought(margins: Tensor, weights: Tensor, budget: Tensor) -> Tensor:
 
 def _quantile(margins: Tensor, weights: Tensor) -> Tensor:
     """The margin (B, 1, 1) below which the first step's share of the pixels lies."""
-    ordered = margins.clamp_min(0).masked_fill(weights == 0, torch.inf).flatten(1).sort(dim=1).values
+    ordered = ascending(margins.clamp_min(0).masked_fill(weights == 0, torch.inf).flatten(1))
     count = (weights > 0).flatten(1).sum(1, keepdim=True)
     return _positive(ordered.gather(1, (_FIRST * count).long().clamp_max(ordered.shape[1] - 1)))
 

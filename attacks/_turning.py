@@ -16,6 +16,7 @@ __all__ = ["OVERSHOOT", "Bests", "turn"]
 OVERSHOOT = 2e-3
 """Iterates just beyond the boundary are evidence, those before it are not."""
 
+_FARTHEST = (1.5, 2.0)  # that a step leads, in present distances: of rays that have flipped, and of others
 _RELAXATION = 1.5  # of the steps of rays that have not flipped yet
 
 
@@ -95,7 +96,8 @@ def turn(
         ahead = torch.where(sound, offset / advance.clamp_min(0.05), reached)
         # where the margin flattens out towards the boundary, Newton's steps end before it, again and again
         ahead = torch.where(success | (ahead < t), ahead, t + _RELAXATION * (ahead - t))
-        t = torch.minimum(torch.maximum((1 + overshoot) * ahead, 0.3 * t), 1.5 * t)
+        farthest = torch.where(success, _FARTHEST[0] * t, _FARTHEST[1] * t)
+        t = torch.minimum(torch.maximum((1 + overshoot) * ahead, 0.3 * t), farthest)
     return Bests(Track(points, way, t, success), closest, best, best_distance)
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from attackcheck.errors import InputError
 
+from ._logits import divergence, lead, margins, predicted, predicts, ratio, take
+
 __all__ = ["LOSSES", "Bound", "Goal", "ImageFlip", "Objective", "PixelFlip", "RegionFlip", "SetFlip"]
 
 LOSSES = ("margin", "dlr", "ce", "js", "segpgd", "cospgd", "balanced")
@@ -59,41 +61,6 @@ class Objective(Protocol):
     def rows(self, index: Tensor) -> Objective:
         """The objective of the rows `index` (int or bool tensor): a subset, another order or a repetition."""
         ...
-
-
-def _rival(logits: Tensor, label: Tensor) -> Tensor:
-    """The largest logit besides `label`; logits (B, K, ...), label (B, ...)."""
-    return logits.scatter(1, label.unsqueeze(1), -torch.inf).amax(1)
-
-
-def _take(logits: Tensor, label: Tensor) -> Tensor:
-    return logits.gather(1, label.unsqueeze(1)).squeeze(1)
-
-
-def _margins(logits: Tensor, label: Tensor, target: Tensor | None, aim: Tensor | None) -> Tensor:
-    """Negative where reached: clean class over the best other (or over `aim`, if that is no -1), or the best other over
-    the target."""
-    if target is not None:
-        return _rival(logits, target) - _take(logits, target)
-    rival = _rival(logits, label)
-    if aim is not None:
-        rival = torch.where(aim < 0, rival, _take(logits, aim.clamp_min(0)))
-    return _take(logits, label) - rival
-
-
-def _ratio(logits: Tensor, margin: Tensor, targeted: bool) -> Tensor:
-    """Difference of logits ratio: the margin over a spread of the sorted logits."""
-    top = logits.topk(min(logits.shape[1], 4), dim=1).values
-    low = (top[:, 2] + top[:, 3]) / 2 if targeted and top.shape[1] == 4 else top[:, 2]
-    spread = top[:, 0] - low
-    return margin / spread.clamp_min(torch.finfo(logits.dtype).tiny)
-
-
-def _divergence(logits: Tensor, clean: Tensor) -> Tensor:
-    """Jensen-Shannon divergence over classes of softmax(logits) and softmax(clean), (B, ...)."""
-    p, q = logits.log_softmax(1), clean.log_softmax(1)
-    middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
-    return ((p.exp() * (p - middle)).sum(1) + (q.exp() * (q - middle)).sum(1)) / 2
 
 
 class Bound(NamedTuple):
@@ -142,8 +109,8 @@ class _Flip:
         z = self._select(logits.detach())
         if z.shape[1] < (3 if self.loss == "dlr" else 2):
             raise InputError(f"loss {self.loss!r} needs more than {z.shape[1]} classes: use margin or ce")
-        label = z.argmax(1)
-        margin = _take(z, label) - _rival(z, label)
+        label = predicted(z)
+        margin = lead(z, label)
         # one scale per row: a pixel with a margin of nearly 0 must not blow up
         typical = margin.flatten(1).mean(1) if margin.dim() > 1 else margin
         spread = (z.amax(1) - z.amin(1)).reshape(z.shape[0], -1).mean(1)
@@ -160,30 +127,31 @@ class _Flip:
             return None
         return self.target.to(label.device).reshape(-1, *[1] * (label.dim() - 1)).expand_as(label)
 
-    def _reached(self, z: Tensor) -> Tensor:
-        """Which pixels show what is wanted."""
+    def _reached(self, z: Tensor, margin: Tensor | None = None) -> Tensor:
+        """Which pixels show what is wanted; `margin` is theirs if it is known."""
         label = self.fixed().label
         target = self._targets(label)
-        prediction = z.detach().max(1).indices  # on a CPU, argmax over the classes of a map takes seven times as long
-        return prediction != label if target is None else prediction == target
+        if margin is None or self._aim is not None:  # a pixel aimed at one class may have gone to another
+            return ~predicts(z, label) if target is None else predicts(z, target)
+        return ~predicts(z, label, margin) if target is None else predicts(z, target, -margin)
 
     def _margin(self, z: Tensor) -> Tensor:
         label = self.fixed().label
-        return _margins(z, label, self._targets(label), self._aim)
+        return margins(z, label, self._targets(label), self._aim)
 
     def _entropy(self, z: Tensor) -> Tensor:
         """Minus the cross-entropy of the clean class, or the cross-entropy of the target, of rescaled logits."""
         label, scale, _ = self.fixed()
         target = self._targets(label)
         log = (z * scale.unsqueeze(1)).log_softmax(1)
-        return _take(log, label) if target is None else -_take(log, target)
+        return take(log, label) if target is None else -take(log, target)
 
     def _shift(self, z: Tensor) -> Tensor:
         """How far the class distribution of each pixel is from the clean one."""
         _, scale, clean = self.fixed()
         if clean is None:
             raise InputError("expected an objective bound with the loss 'js'")
-        return _divergence(z * scale.unsqueeze(1), clean)
+        return divergence(z * scale.unsqueeze(1), clean)
 
 
 def _row_tensor(value: int | Tensor | None) -> Tensor | None:
@@ -215,16 +183,11 @@ class PixelFlip(_Flip):
     def __call__(self, logits: Tensor) -> Goal:
         """Loss and success of each row."""
         z = self._select(logits)
-        match self.loss:
-            case "ce":
-                loss = self._entropy(z)
-            case "js":
-                loss = -self._shift(z)
-            case "dlr":
-                loss = _ratio(z, self._margin(z), self.target is not None)
-            case _:
-                loss = self._margin(z)
-        return Goal(loss, self._reached(z))
+        if self.loss in ("margin", "dlr"):
+            margin = self._margin(z)
+            loss = margin if self.loss == "margin" else ratio(z, margin, self.target is not None)
+            return Goal(loss, self._reached(z, margin))
+        return Goal(self._entropy(z) if self.loss == "ce" else -self._shift(z), self._reached(z))
 
     def candidates(self, logits: Tensor, count: int) -> Sequence[PixelFlip]:
         """Margins against the `count` largest other clean logits (any flip is success), or the target's own."""
@@ -254,7 +217,7 @@ class PixelFlip(_Flip):
         if self.target is not None:
             return self.by_margin()(logits).loss[None]
         z = self._select(logits)
-        return _take(z, self.fixed().label)[None] - z.gather(1, rivals.T).T
+        return take(z, self.fixed().label)[None] - z.gather(1, rivals.T).T
 
     def rows(self, index: Tensor) -> PixelFlip:
         """The objective of the rows `index`."""
@@ -309,20 +272,22 @@ class SetFlip(_Flip):
         """Loss and success of each row."""
         z = self._select(logits)
         weights = self._weights(z)
-        reached = self._reached(z)
-        return Goal((self._losses(z, weights, reached)).sum((1, 2)), self._enough(weights, reached))
+        if self.loss in ("margin", "dlr"):
+            margin = self._margin(z)
+            loss = margin if self.loss == "margin" else ratio(z, margin, self.target is not None)
+            # weight 0 may meet an infinite value nowhere: logits are finite
+            losses, reached = self._needed(margin, weights) * loss.clamp_min(0), self._reached(z, margin)
+        else:
+            reached = self._reached(z)
+            losses = self._losses(z, weights, reached)
+        return Goal(losses.sum((1, 2)), self._enough(weights, reached))
 
     def _enough(self, weights: Tensor, reached: Tensor) -> Tensor:
         share = (weights * reached).sum((1, 2))
         return (share >= self.fraction * weights.sum((1, 2)) * (1 - 1e-6)) & (share > 0)
 
     def _losses(self, z: Tensor, weights: Tensor, reached: Tensor) -> Tensor:
-        """The weighted loss of every pixel, (B, H, W)."""
-        if self.loss in ("margin", "dlr"):
-            margin = self._margin(z)
-            loss = margin if self.loss == "margin" else _ratio(z, margin, self.target is not None)
-            # weight 0 may meet an infinite value nowhere: logits are finite
-            return self._needed(margin, weights) * loss.clamp_min(0)
+        """The weighted loss of every pixel (B, H, W), where that is no margin."""
         if self.loss == "js":
             return -weights * ~reached * self._shift(z)
         entropy = self._entropy(z)
@@ -341,7 +306,7 @@ class SetFlip(_Flip):
         label, scale, _ = self.fixed()
         target = self._targets(label)
         p = (z.detach() * scale.unsqueeze(1)).softmax(1)
-        cosine = _take(F.normalize(p, dim=1), label if target is None else target)
+        cosine = take(F.normalize(p, dim=1), label if target is None else target)
         return cosine if target is None else 1 - cosine
 
     def _balance(self, weights: Tensor, classes: int) -> Tensor:
@@ -360,12 +325,12 @@ class SetFlip(_Flip):
             z = self._select(logits.detach())
             label = self.fixed().label
             weights = self._weights(z).unsqueeze(1)
-            cost = (weights * (_take(z, label).unsqueeze(1) - z)).sum((2, 3))  # (B, K)
+            cost = (weights * (take(z, label).unsqueeze(1) - z)).sum((2, 3))  # (B, K)
             order = cost.topk(min(count - 1, cost.shape[1]), dim=1, largest=False).indices
             for aim in order.unbind(1):
                 variant = copy.copy(plain)
                 # a pixel already of the class aimed at goes to its own runner-up instead
-                runner_up = z.scatter(1, label.unsqueeze(1), -torch.inf).argmax(1)
+                runner_up = predicted(z.scatter(1, label.unsqueeze(1), -torch.inf))
                 wide = aim[:, None, None].expand_as(label)
                 variant._aim = torch.where(wide == label, runner_up, wide)
                 found.append(variant)
@@ -379,7 +344,6 @@ class SetFlip(_Flip):
         """The goal by margins, given what :meth:`margins` said of these logits: half the time of a call."""
         z = self._select(logits)
         weights = self._weights(z)
-        # a pixel aimed at one class may have gone to another
         reached = margins < 0 if self._aim is None else self._reached(z)
         return Goal((self._needed(margins, weights) * margins.clamp_min(0)).sum((1, 2)), self._enough(weights, reached))
 

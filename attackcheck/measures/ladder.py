@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Ladder", "Listed", "ascending", "budgets", "slack"]
+from attackcheck.sorting import ascending
+
+__all__ = ["Ladder", "Listed", "budgets", "slack"]
 
 
 class Listed(NamedTuple):
@@ -129,10 +130,3 @@ def budgets(eps: Tensor, slack: float, costs: Tensor) -> Tensor:
     if costs.dtype == torch.float32:
         budget = torch.nextafter(budget.float(), torch.tensor(math.inf, device=budget.device))
     return budget
-
-
-def ascending(values: Tensor) -> Tensor:
-    """Sorted along the last dimension."""
-    if values.device.type != "cpu":
-        return values.sort().values
-    return torch.from_numpy(np.sort(values.numpy()))  # more than ten times as fast on a CPU

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from attackcheck.measures.costs import FlipCosts, pieces
 from attackcheck.measures.counting import Counts, number
-from attackcheck.measures.ladder import Ladder, Listed, ascending, budgets, slack
+from attackcheck.measures.ladder import Ladder, Listed, budgets, slack
+from attackcheck.sorting import ascending
 
 __all__ = ["DROPS", "Ladders", "needed"]
 
