@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from attackcheck.selection import seed_of
 from attackcheck.subject import Model, Settings
 from attackcheck.tally import Tally
 
-__all__ = ["BLIND", "Attacker", "ImageWork", "Unit", "stages_that_run", "usual_rows"]
+__all__ = ["BLIND", "Aim", "Attacker", "ImageWork", "Unit", "stages_that_run", "together", "usual_rows"]
 
 SLOT_BYTES = 2**28
 """Memory for the closest points of the pixels under attack; more pixels are attacked in groups."""
@@ -72,14 +73,22 @@ class ImageWork:
 
 
 @dataclass(frozen=True, eq=False)
+class Aim:
+    """What one row of an attack on sets is after: a region, or the image or map if there is none, within a budget."""
+
+    region: Region | None = None
+    eps: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Unit:
     """One attack call; ``group`` are the pixels whose closest points are kept meanwhile."""
 
     stage: Stage
-    eps: float | None
+    eps: float | None  # of attacks on pixels
     group: Tensor
     pixels: Tensor | None = None  # (P, 2), None for sets
-    region: Region | None = None
+    aims: Sequence[Aim] = ()  # one for each row, for sets
     target: int | None = None
 
 
@@ -105,12 +114,11 @@ class Attacker:
         """All units of an image: sets first, while the first group of pixels is aimed at, then :meth:`pixel_units`."""
         groups = self.groups(work, work.pixels)
         target = self._settings.target
+        size, kind = (work.image.shape[1], work.image.shape[2]), work.image.device.type
         for stage in stages_that_run(self._settings.plan, self._claim):
-            places: Sequence[Region | None] = work.regions if stage.objective == "region" else [None]
             if stage.objective != "pixel":
-                for place in places:
-                    for eps in stage.eps or (None,):
-                        yield Unit(stage, eps, groups[0], region=place, target=target)
+                for aims in together(stage, work.regions, size, kind):
+                    yield Unit(stage, None, groups[0], aims=aims, target=target)
         yield from self.pixel_units(work, groups)
 
     def pixel_units(self, work: ImageWork, groups: Sequence[Tensor]) -> Iterator[Unit]:
@@ -194,8 +202,7 @@ class Attacker:
             pixels = pixels[_never_flipped(work)[pixels[:, 0], pixels[:, 1]]]
         place = self.place(work)
         kind = (stage.attack, repr(stage), place)
-        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
-        large = self._settings.batch is None and len(pixels) * math.prod(place) > usual
+        large = self._settings.batch is None and len(pixels) * math.prod(place) > _usual(work.image.device.type)
         while len(pixels):
             rest = pixels
 
@@ -247,7 +254,7 @@ class Attacker:
                     crop.commit()
 
     def _attack_set(self, work: ImageWork, unit: Unit) -> None:
-        stage, region = unit.stage, unit.region
+        stage = unit.stage
         attack = registry.get(stage.attack)
         asked = 1
 
@@ -261,39 +268,42 @@ class Attacker:
 
         # the rows of the call are the attack's own business: where they do not fit, it is given room for fewer at once
         place = (work.image.shape[1], work.image.shape[2])
-        usual = ROW_PIXELS.get(work.image.device.type, ROW_PIXELS["cpu"])
-        large = self._settings.batch is None and 2 * math.prod(place) > usual
+        large = self._settings.batch is None and 2 * math.prod(place) > _usual(work.image.device.type)
         found = self.room.fitted(
             (stage.attack, repr(stage), place), ANY_ROWS, attempt, measure=large, asked=lambda: asked
         )
         if not attack.flips:
             return
         with torch.no_grad():
-            predicted = self._model(found)[0].argmax(dim=0).cpu()
-        if region is not None:
-            result = self._region_result(work, stage, region, found[0], predicted)
-            self._tally.regions.append(result)
-            _keep_region(work, result, found[0], predicted)
-        elif unit.eps is not None:
-            labels = None if work.labels is None else work.labels.numpy()
-            self._tally.add_budget(unit.eps, stage.attack, work.scene.predicted.numpy(), predicted.numpy(), labels)
+            predicted = self._model(found).argmax(dim=1).cpu()
+        for aim, point, shown in zip(unit.aims, found, predicted, strict=True):
+            if aim.region is not None:
+                result = self._region_result(work, stage, aim.region, point, shown)
+                self._tally.regions.append(result)
+                _keep_region(work, result, point, shown)
+            elif aim.eps is not None:
+                labels = None if work.labels is None else work.labels.numpy()
+                self._tally.add_budget(aim.eps, stage.attack, work.scene.predicted.numpy(), shown.numpy(), labels)
 
     def _found(self, work: ImageWork, unit: Unit, model: Model) -> Tensor:
-        """What the attack on a set or on the map ends with, (1, ...)."""
-        stage, region = unit.stage, unit.region
+        """What the attack on sets or on the map ends with, one point for each aim."""
+        stage, aims = unit.stage, unit.aims
         attack = registry.get(stage.attack)
-        images = work.image[None]
-        name = stage.objective if region is None else region.name
-        generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack)])
-        options = self._options(stage, unit.eps)
+        images = work.image.expand(len(aims), *work.image.shape).contiguous()
+        names = [stage.objective if aim.region is None else aim.region.name for aim in aims]
+        generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack) for name in names])
+        budgets = [aim.eps for aim in aims if aim.eps is not None]
+        options = self._options(stage, torch.tensor(budgets, device=images.device) if budgets else None)
         with work.probe.attributed(stage.attack):
             if not attack.flips:
                 return attack.function(model, images, generator=generator, **options)
             objective: Objective = ImageFlip(1.0, loss=stage.loss)
-            if region is not None:
-                objective = RegionFlip(region.mask, unit.target, region.fraction, loss=stage.loss)
+            regions = [aim.region for aim in aims if aim.region is not None]
+            if regions:
+                mask = regions[0].mask if len(regions) == 1 else torch.stack([region.mask for region in regions])
+                objective = RegionFlip(mask, unit.target, regions[0].fraction, loss=stage.loss)
             found = attack.function(model, images, objective, generator=generator, **options)
-            if region is not None and unit.eps is None and not attack.refines:
+            if regions and not budgets and not attack.refines:
                 found = bisect(model, images, found, objective)
         return found
 
@@ -312,7 +322,7 @@ class Attacker:
         distance = float((found.cpu().double() - work.scene.image.double()).norm()) if flipped else math.inf
         return RegionResult(work.index, region.name, count, region.fraction, target, joint, distance, stage.attack)
 
-    def _options(self, stage: Stage, eps: float | None) -> dict[str, Any]:
+    def _options(self, stage: Stage, eps: float | Tensor | None) -> dict[str, Any]:
         options: dict[str, Any] = dict(stage.options)
         if self._settings.box is not None:
             options["box"] = self._settings.box
@@ -330,10 +340,34 @@ def usual_rows(settings: Settings, image: tuple[int, int], crop: tuple[int, int]
     """Rows per attack call on pixels of images of this height and width, or crops of them, if memory permits."""
     if settings.batch is not None:
         return settings.batch
-    usual = ROW_PIXELS.get(torch.device(settings.device).type, ROW_PIXELS["cpu"])
+    usual = _usual(torch.device(settings.device).type)
     if crop is None:
         return max(2, usual // math.prod(image))  # a single pixel is attacked in two rows anyway
     return max(1, usual // math.prod(crop), min(CROP_ROWS, math.prod(image) // math.prod(crop)))
+
+
+def together(stage: Stage, regions: Sequence[Region], size: tuple[int, int], device: str) -> Iterator[Sequence[Aim]]:
+    """What the calls of a stage that does not aim at pixels are after on an image of this height and width.
+
+    As many rows as a call on pixels has by itself, evenly divided. They do not depend on a batch size that was asked
+    for, since a row alone is computed by another algorithm than several.
+    """
+    if stage.objective != "region":
+        yield from _divided([Aim(None, eps) for eps in stage.eps or (None,)], size, device)
+        return
+    for _, alike in itertools.groupby(regions, key=lambda region: region.fraction):
+        yield from _divided([Aim(region, eps) for region in alike for eps in stage.eps or (None,)], size, device)
+
+
+def _divided(aims: Sequence[Aim], size: tuple[int, int], device: str) -> Iterator[Sequence[Aim]]:
+    most = max(1, _usual(device) // math.prod(size))
+    calls = math.ceil(len(aims) / most)
+    for call in range(calls):
+        yield aims[len(aims) * call // calls : len(aims) * (call + 1) // calls]
+
+
+def _usual(device: str) -> int:
+    return ROW_PIXELS.get(device, ROW_PIXELS["cpu"])
 
 
 def _keep_region(work: ImageWork, result: RegionResult, found: Tensor, predicted: Tensor) -> None:

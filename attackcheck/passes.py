@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attackcheck.attacking import Attacker, ImageWork, Unit
+from attackcheck.attacking import Aim, Attacker, ImageWork, Unit
 from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Plan, Stage
 from attackcheck.claims import LipschitzClaim
@@ -82,7 +82,7 @@ def count_passes(
         settings: box, target and device.
         channels, classes: of the network.
         place: height and width of what the attack sees.
-        rows: pixels attacked in one call.
+        rows: pixels, regions or budgets attacked in one call.
         crops: whether it sees crops.
         clock: seconds.
     """
@@ -99,7 +99,7 @@ def count_passes(
     # Large images are stood for by smaller ones: the arithmetic takes as long for each pixel.
     shrink = max(1.0, math.sqrt(math.prod(place) / TIMED))
     size = max(4, round(place[0] / shrink)), max(4, round(place[1] / shrink))
-    many = 1 if single else max(2, min(rows, TIMED // math.prod(size)))
+    many = max(1 if single else 2, min(rows, TIMED // math.prod(size)))
     real = _Dummy(channels, classes, settings.device, clock)
     real.run(stage, settings, size, many, crops)
     forward, backward = real.forward / many, real.backward / many
@@ -142,7 +142,9 @@ class _Dummy:
         if stage.objective == "pixel":
             unit = replace(unit, stage=replace(stage, unflipped=False), pixels=pixels)
         elif stage.objective == "region":
-            unit = replace(unit, region=work.regions[0])
+            unit = replace(unit, eps=None, aims=[Aim(work.regions[0], unit.eps)] * rows)
+        else:
+            unit = replace(unit, eps=None, aims=[Aim(None, unit.eps)] * rows)
         self.calls, self.widest, self._inside = 0, 0, 0.0
         start = self._clock()
         attacker.run(work, unit)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attackcheck.attacking import together
 from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Stage
 from attackcheck.beside import Scope
@@ -87,10 +88,13 @@ class StageCosts:
         single = stage.objective != "pixel"
         if single or registry.get(stage.attack).paired:
             place, crops = scope.size, None
-        aimed = 1 if single else self._aimed(stage, scope)
-        if stage.objective == "region":
-            aimed = len(self._regions())
-        rows = 1 if single else max(1, min(rows, aimed))
+        if single:
+            regions = self._regions() if stage.objective == "region" else []
+            sets = list(together(stage, regions, place, self._image.device.type))
+            aimed, rows, budgets = sum(map(len, sets)), max(map(len, sets), default=1), 1
+        else:
+            aimed, budgets = self._aimed(stage, scope), len(stage.eps) or 1
+            rows = max(1, min(rows, aimed))
         if aimed == 0:
             return StageCost(stage.attack, stage.objective, 0, 0, 0.0, 0.0, 0.0, 0.0), 0
         passes = count_passes(
@@ -105,7 +109,6 @@ class StageCosts:
         )
         if depends_on_boundaries(stage):
             passes = self._rehearsed(stage, passes, scope.pixels, place, rows, crops)
-        budgets = len(stage.eps) or 1
         calls = math.ceil(aimed / rows) * budgets
         # a single pixel is attacked in two rows
         done = aimed + int(not single and aimed % rows == 1 and settings.batch != 1)

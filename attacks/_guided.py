@@ -8,7 +8,7 @@ from torch import Tensor
 from attackcheck.errors import InputError
 from attackcheck.sorting import ascending
 
-from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, polar
+from ._rows import Box, Generators, Model, across, clip, gaussian, lengths, per_row, polar
 from .objectives import Objective, SetFlip
 
 __all__ = ["guided"]
@@ -24,7 +24,7 @@ def guided(
     images: Tensor,
     objective: Objective,
     *,
-    eps: float,
+    eps: float | Tensor,
     steps: int = 15,
     step_size: float = 0.5,
     momentum: float = 0.75,
@@ -40,6 +40,7 @@ def guided(
     pixels still to flip, falling eight times as fast behind the boundary. The weighted sum of margins is descended by
     normalised steps with momentum, each `step_size * eps` long and halved when a fifth of the steps brought no further
     flip, going on from the best point (after Auto-PGD, Croce & Hein 2020, section 3).
+    `eps` is a number, or one for each row (B,).
     Returns for each row (B, C, H, W) the point with the most of its weight flipped. Costs 2 + steps forward and
     steps backward passes. Raises InputError for an objective that is no set of pixels.
     """
@@ -52,7 +53,8 @@ def guided(
     objective = objective.bind(clean)
     everything = objective.weight_map(clean)
     delta = velocity = torch.zeros_like(images)
-    size = images.new_full((len(images),), step_size * eps)
+    budgets = per_row(eps, images)
+    size = step_size * budgets
     best, best_share, best_margin = delta, torch.full_like(size, -1), torch.full_like(size, torch.inf)
     before, period = best_share, max(1, steps // 5)
     for step in range(steps + 1):
@@ -85,8 +87,8 @@ def guided(
         velocity = momentum * velocity + (1 - momentum) * downhill
         move, _ = polar(velocity)
         # the first step goes all the way
-        delta = delta + across(size if step else torch.full_like(size, eps), delta) * move
-        delta = delta * across((eps / lengths(delta).clamp_min(1e-30)).clamp_max(1), delta)
+        delta = delta + across(size if step else budgets, delta) * move
+        delta = delta * across((budgets / lengths(delta).clamp_min(1e-30)).clamp_max(1), delta)
         delta = clip(images + delta, box) - images
     return best
 

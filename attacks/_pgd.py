@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._newton import outlook
-from ._rows import Box, Generators, Model, Noise, across, clip, lengths, loss_and_gradient, polar
+from ._rows import Box, Generators, Model, Noise, across, clip, lengths, loss_and_gradient, per_row, polar
 from .objectives import Objective
 
 __all__ = ["pgd"]
@@ -17,7 +17,7 @@ def pgd(
     images: Tensor,
     objective: Objective,
     *,
-    eps: float,
+    eps: float | Tensor,
     steps: int = 20,
     restarts: int = 1,
     step_size: float = 0.5,
@@ -31,14 +31,15 @@ def pgd(
     The step is `step_size * eps` at first and is halved for a row whose best loss did not improve over a checkpoint of
     a fifth of the steps, which then goes on from its best point (after Auto-PGD, Croce & Hein 2020, section 3).
     Start r lies towards the r-th nearest class at distance eps, because the loss has local minima inside the ball;
-    starts beyond the number of classes are random. Returns for each row (B, C, H, W) the point of lowest loss,
-    successful ones first. Costs 1 + restarts * (steps + 1) forward passes and one backward pass more per class.
+    starts beyond the number of classes are random. `eps` is a number, or one for each row (B,).
+    Returns for each row (B, C, H, W) the point of lowest loss, successful ones first. Costs 1 + restarts * (steps + 1)
+    forward passes and one backward pass more per class.
     """
     images = images.detach()
     noise = Noise(images, generator)
     view = outlook(model, images, objective, min(classes, restarts), noise)
     objective = view.objective
-    random = noise.unit
+    random, budgets = noise.unit, per_row(eps, images)
     best = images
     best_key = torch.full_like(view.loss[0], torch.inf)
     best_success = torch.zeros_like(best_key, dtype=torch.bool)
@@ -50,8 +51,8 @@ def pgd(
         else:
             # turned by one place each time: new directions without new numbers
             start = random.flatten(1).roll(restart - variants, dims=1).reshape(images.shape)
-        delta = clip(images + eps * start, box) - images
-        size = torch.full_like(best_key, step_size * eps)
+        delta = clip(images + across(budgets, images) * start, box) - images
+        size = step_size * budgets
         own, own_loss = delta, torch.full_like(best_key, torch.inf)
         before = own_loss
         velocity = torch.zeros_like(delta)
@@ -74,6 +75,6 @@ def pgd(
             velocity = momentum * velocity - (1 - momentum) * direction
             move, _ = polar(velocity)
             delta = delta + across(size, delta) * move
-            delta = delta * across((eps / lengths(delta).clamp_min(1e-30)).clamp_max(1), delta)
+            delta = delta * across((budgets / lengths(delta).clamp_min(1e-30)).clamp_max(1), delta)
             delta = clip(images + delta, box) - images
     return best

@@ -29,6 +29,7 @@ __all__ = [
     "loss_and_gradient",
     "of_rows",
     "parts",
+    "per_row",
     "polar",
     "replaced",
     "rescaled",
@@ -212,6 +213,12 @@ def replaced(kept: Tensor, better: Tensor, new: Tensor) -> Tensor:
     if len(rows) == len(better):
         return kept.copy_(new)
     return kept.index_copy_(0, rows, new[rows]) if len(rows) else kept
+
+
+def per_row(value: float | Tensor, images: Tensor) -> Tensor:
+    """A number for each row (B,), in the images' precision, from one for all or one for each."""
+    number = value.to(images) if isinstance(value, Tensor) else images.new_full((), value)
+    return number.expand(len(images))
 
 
 def clip(images: Tensor, box: Box) -> Tensor:

@@ -1,11 +1,12 @@
 """Time of attacks beyond the network's own forward and backward passes, attack by attack.
 
-    python benchmarks/overhead.py [--network isounet-xs] [--pixels 64] [--repeats 3] [--attack linearised,ddn]
+    python benchmarks/overhead.py [--network isounet-xs] [--pixels 64] [--regions 8] [--attack linearised,ddn]
 
-The stages of the plan standard run as in `attackcheck verify`, on the first shipped image, through the probe that
-records every point, in the engine's own batches. Networks that ship, or of a larger size, untrained. CPU time on one
-thread, after a run to warm up; beyond is relative to the time inside the network, the median of the repeats. Recording
-is what the probe does with each point, the rest is the attack's own arithmetic. Attacks of libraries are left out.
+The stages of the plan standard run as in `attackcheck verify`, on the first shipped image and so many of its connected
+components, through the probe that records every point, in the engine's own batches. Networks that ship, or of a larger
+size, untrained. CPU time on one thread, after a run to warm up; beyond is relative to the time inside the network, the
+median of the repeats. Recording is what the probe does with each point, the rest is the attack's own arithmetic.
+Attacks of libraries are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import attackcheck as ac
 from attackcheck.arithmetic import frozen
-from attackcheck.attacking import ROW_PIXELS
+from attackcheck.attacking import ROW_PIXELS, together
 from attackcheck.attacks import registry
 from attackcheck.attacks.objectives import ImageFlip, Objective, PixelFlip, RegionFlip
 from attackcheck.attacks.plans import Stage, plan
@@ -31,11 +32,12 @@ from attackcheck.models.datasets import load_data
 from attackcheck.models.networks import SIZES, build, export
 from attackcheck.models.shelf import NAMES, shipped
 from attackcheck.probe import Probe
+from attackcheck.regions import RegionRequest
 
 CLAIM = ac.LipschitzClaim(1.0)
 
 
-LARGER = {f"{family}-{size.lower()}": (family, size) for family in SIZES for size in ("S", "M1")}
+LARGER = {f"{family}-{size.lower()}": (family, size) for family in SIZES for size in SIZES[family] if size != "XS"}
 
 
 def network(name: str) -> Callable[[Tensor], Tensor]:
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--network", choices=(*NAMES, *LARGER), default="isounet-xs")
     parser.add_argument("--attack", help="only these, by name")
     parser.add_argument("--pixels", type=int, default=64)
+    parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -99,15 +102,13 @@ def main() -> None:
     rows = max(1, ROW_PIXELS["cpu"] // (image.shape[1] * image.shape[2]))
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(radius.numel(), generator=generator)[: arguments.pixels]
-    predicted = logits[0].argmax(dim=0)
-    region = predicted == predicted.flatten()[chosen[0]]
+    regions = RegionRequest("components", str(arguments.regions)).resolve(logits[0].argmax(dim=0), radius)
 
     def stage_work(stage: Stage) -> Callable[[Callable[[Tensor], Tensor]], object]:
         attack = registry.get(stage.attack)
         options = dict(stage.options)
 
-        def call(model: Callable[[Tensor], Tensor], objective: Objective, count: int) -> None:
-            extra: dict[str, object] = {"eps": stage.eps[0]} if stage.eps else {}
+        def call(model: Callable[[Tensor], Tensor], objective: Objective, count: int, **extra: object) -> None:
             given = image.expand(count, *image.shape).contiguous()
             attack.function(model, given, objective, **extra, **options)
 
@@ -115,10 +116,12 @@ def main() -> None:
             if stage.objective == "pixel":
                 for part in chosen.split(rows):
                     call(model, PixelFlip(part // image.shape[2], part % image.shape[2]), len(part))
-            elif stage.objective == "region":
-                call(model, RegionFlip(region), 2)
-            else:
-                call(model, ImageFlip(), 2)
+                return
+            for aims in together(stage, regions, (image.shape[1], image.shape[2]), "cpu"):
+                masks = [aim.region.mask for aim in aims if aim.region is not None]
+                budgets = [aim.eps for aim in aims if aim.eps is not None]
+                extra = {"eps": torch.tensor(budgets)} if budgets else {}
+                call(model, RegionFlip(torch.stack(masks)) if masks else ImageFlip(), len(aims), **extra)
 
         return work
 
