@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 import attackcheck as ac
+from attackcheck.allocator import keep_freed
 from attackcheck.arithmetic import frozen
 from attackcheck.attacking import ROW_PIXELS, together
 from attackcheck.attacks import registry
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed()  # as the command does
     clock = Clock(network(arguments.network))
     image = load_data(None)[0].image
     with torch.no_grad():
@@ -102,7 +104,10 @@ def main() -> None:
     rows = max(1, ROW_PIXELS["cpu"] // (image.shape[1] * image.shape[2]))
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(radius.numel(), generator=generator)[: arguments.pixels]
-    regions = RegionRequest("components", str(arguments.regions)).resolve(logits[0].argmax(dim=0), radius)
+    predicted = logits[0].argmax(dim=0)
+    regions = list(RegionRequest("components", str(arguments.regions)).resolve(predicted, radius))
+    for number in range(len(regions), arguments.regions):  # what is untrained may have none of 16 pixels
+        regions += RegionRequest("rect", f"{6 * number},{12 * number},6,6").resolve(predicted, radius)
 
     def stage_work(stage: Stage) -> Callable[[Callable[[Tensor], Tensor]], object]:
         attack = registry.get(stage.attack)

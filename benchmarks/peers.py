@@ -36,6 +36,8 @@ from yardstick.libraries import installed
 from yardstick.report import Sheet, picture, printed, written
 from yardstick.subjects import NAMES, Subject, subject
 
+from attackcheck.allocator import keep_freed
+
 LIBRARIES = {"foolbox": "foolbox", "torchattacks": "torchattacks", "adv_lib": "adv-lib"}
 QUICK = ("trial", "affine", "isounet-xs")
 
@@ -58,6 +60,7 @@ def main() -> None:
             picture(told, arguments.plot)
         return
     torch.set_num_threads(1)
+    keep_freed()  # as the command does, for both sides
     console = Console(width=150)
     sheets = []
     for sheet in _sheets(arguments, console):

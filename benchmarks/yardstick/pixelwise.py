@@ -42,15 +42,11 @@ OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
     "one point": Own("of that ray", (_turns(0, classes=1),)),
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
-    "8 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 8, "refine": 3}),)),
-    "16 turns": Own("one ray", (Stage("linearised", options={"search": 1, "iterations": 16, "refine": 3}),)),
-    "12 turns": Own("one ray, begun anew", (_turns(12, classes=3, anew=16),)),
-    "5 turns": Own("one ray, three classes", (_turns(5, classes=3),)),
-    "5 turns anew": Own("then 8 where it began anew", (_turns(5, classes=3, anew=8),)),
-    "3 turns": Own("one ray", (_turns(3, classes=1),)),
-    "2 turns": Own("one ray", (_turns(2, classes=1),)),
-    "3 turns of 2": Own("one ray, two classes", (_turns(3, classes=2),)),
-    "2 turns of 2": Own("one ray, two classes", (_turns(2, classes=2),)),
+    **{f"{n} turns": Own("towards the runner-up", (_turns(n, classes=1),)) for n in (2, 3, 4)},
+    **{f"{n} turns of 2": Own("the nearer of two classes", (_turns(n, classes=2),)) for n in (2, 3, 4)},
+    **{f"{n} turns of 3": Own("the nearest of three classes", (_turns(n, classes=3),)) for n in (2, 3, 5, 8, 16)},
+    "5 turns anew": Own("of three, 8 where it began anew", (_turns(5, classes=3, anew=8),)),
+    "12 turns anew": Own("of three, 16 where it began anew", (_turns(12, classes=3, anew=16),)),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
@@ -58,8 +54,8 @@ OURS = {
     "thorough": Own("the plan's pixel stages", _pixel_stages("thorough")),
     "ddn": Own("defaults", (Stage("ddn"),)),
     "fmn": Own("defaults", (Stage("fmn"),)),
-    "fmn of 20": Own(
-        "20 steps, 8 turns", (Stage("fmn", options={"steps": 20, "turns": 8, "classes": 3, "refine": 2}),)
+    "fmn of 10": Own(
+        "10 steps, 13 turns", (Stage("fmn", options={"steps": 10, "turns": 13, "classes": 2, "refine": 1}),)
     ),
     "cw": Own("defaults", (Stage("cw"),)),
 }
