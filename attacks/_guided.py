@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
+from attackcheck import synchrony
 from attackcheck.errors import InputError
 from attackcheck.sorting import ascending
 
@@ -52,6 +54,8 @@ def guided(
         clean = model(images).detach()
     objective = objective.bind(clean)
     everything = objective.weight_map(clean)
+    none = everything == 0
+    void = None if synchrony.readable(none) and not bool(none.any()) else none
     delta = velocity = torch.zeros_like(images)
     budgets = per_row(eps, images)
     size = step_size * budgets
@@ -65,9 +69,10 @@ def guided(
             missing = margins.detach()
             share = (everything * (missing < 0)).flatten(1).sum(1)
             budget = (logits.detach() - clean).flatten(1).norm(dim=1) * _part(step / steps)
-            width = _bought(missing, everything, budget) if step else _quantile(missing, everything)
-            weight = torch.exp(-torch.where(missing > 0, missing, -_FLIPPED * missing) / width)
-            weight = everything * torch.where(weight > _NOTHING, weight, 0)
+            ordered = _ordered(missing, void)
+            width = _bought(ordered, budget) if step else _quantile(ordered)
+            weight = torch.exp(-torch.maximum(missing, -_FLIPPED * missing) / width)
+            weight = everything * threshold(weight, _NOTHING, 0)
             nearest = (weight * missing).flatten(1).sum(1)
             if step < steps:
                 (gradient,) = torch.autograd.grad(margins, point, weight)
@@ -97,19 +102,23 @@ def _part(done: float) -> float:
     return float(_WIDE * (_NARROW / _WIDE) ** done)
 
 
-def _bought(margins: Tensor, weights: Tensor, budget: Tensor) -> Tensor:
+def _bought(ordered: Tensor, budget: Tensor) -> Tensor:
     """The largest margin (B, 1, 1) of the cheapest open pixels whose sum of m^2 / 2 stays within budget^2."""
-    ordered = ascending(margins.clamp_min(0).masked_fill(weights == 0, torch.inf).flatten(1))
     spent = (ordered.double().square() / 2).cumsum(1)
-    place = (spent <= budget.double().square().unsqueeze(1)).sum(1, keepdim=True).clamp_max(ordered.shape[1] - 1)
-    return _positive(ordered.gather(1, place))
+    place = torch.searchsorted(spent, budget.double().square().unsqueeze(1), right=True)
+    return _positive(ordered.gather(1, place.clamp_max(ordered.shape[1] - 1)))
 
 
-def _quantile(margins: Tensor, weights: Tensor) -> Tensor:
+def _quantile(ordered: Tensor) -> Tensor:
     """The margin (B, 1, 1) below which the first step's share of the pixels lies."""
-    ordered = ascending(margins.clamp_min(0).masked_fill(weights == 0, torch.inf).flatten(1))
-    count = (weights > 0).flatten(1).sum(1, keepdim=True)
+    count = (ordered < torch.inf).sum(1, keepdim=True)
     return _positive(ordered.gather(1, (_FIRST * count).long().clamp_max(ordered.shape[1] - 1)))
+
+
+def _ordered(margins: Tensor, void: Tensor | None) -> Tensor:
+    """What each pixel still lacks, ascending (B, H * W), 0 where it is flipped and infinite where it is `void`."""
+    lacking = margins.clamp_min(0)
+    return ascending((lacking if void is None else lacking.masked_fill(void, torch.inf)).flatten(1))
 
 
 def _positive(width: Tensor) -> Tensor:
