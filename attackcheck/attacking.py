@@ -258,24 +258,23 @@ class Attacker:
         attack = registry.get(stage.attack)
         asked = 1
 
-        def attempt(rows: int) -> Tensor:
+        def attempt(rows: int) -> tuple[Tensor, Tensor | None]:
             nonlocal asked
             model = InParts(_seen(work.probe, attack), work.probe.counted, rows)
             try:
-                return self._found(work, unit, model)
+                found = self._found(work, unit, model)
             finally:
                 asked = model.widest
+            return found, self._predicted(found, rows) if attack.flips else None
 
         # the rows of the call are the attack's own business: where they do not fit, it is given room for fewer at once
         place = (work.image.shape[1], work.image.shape[2])
         large = self._settings.batch is None and 2 * math.prod(place) > _usual(work.image.device.type)
-        found = self.room.fitted(
+        found, predicted = self.room.fitted(
             (stage.attack, repr(stage), place), ANY_ROWS, attempt, measure=large, asked=lambda: asked
         )
-        if not attack.flips:
+        if predicted is None:
             return
-        with torch.no_grad():
-            predicted = self._model(found).argmax(dim=1).cpu()
         for aim, point, shown in zip(unit.aims, found, predicted, strict=True):
             if aim.region is not None:
                 result = self._region_result(work, stage, aim.region, point, shown)
@@ -284,6 +283,12 @@ class Attacker:
             elif aim.eps is not None:
                 labels = None if work.labels is None else work.labels.numpy()
                 self._tally.add_budget(aim.eps, stage.attack, work.scene.predicted.numpy(), shown.numpy(), labels)
+
+    @torch.no_grad()
+    def _predicted(self, points: Tensor, rows: int) -> Tensor:
+        """Classes ``(R, H, W)`` on the CPU, of so many rows at once."""
+        model = InParts(self._model, self._model, rows)
+        return model(points).argmax(dim=1).cpu()
 
     def _found(self, work: ImageWork, unit: Unit, model: Model) -> Tensor:
         """What the attack on sets or on the map ends with, one point for each aim."""

@@ -34,7 +34,7 @@ SETS = Plan(
         Stage("linearised", options={"iterations": 2}),
         Stage("cutting", objective="region", options={"steps": 6, "planes": 6, "classes": 4}),
         Stage("linearised", objective="region", options={"rays": 4, "descent": 6}),
-        Stage("pgd", objective="image", options={"steps": 5}, eps=(0.3,)),
+        Stage("pgd", objective="image", options={"steps": 5}, eps=(0.3, 1.0, 3.0, 10.0)),
         Stage("lipschitz", objective="map", options={"steps": 8, "radii": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}),
         Stage("pairs", objective="map", options={"steps": 8, "starts": 3}),
         Stage("peaks", objective="map", options={"steps": 4, "places": 3}),
@@ -116,7 +116,7 @@ def test_nor_do_those_of_sets_and_maps(rows, kind, backward):
     # without pixels, whose calls of two rows would round in another way alone
     REFUSED.clear()
     scarce, plenty = (
-        examine(model, 40, SETS, "pixel", regions=["rect:5,5,6,6@0.9"])
+        examine(model, 40, SETS, "pixel", regions=["rect:5,5,6,6@0.9", "rect:20,20,5,5@0.9"])
         for model in (Small(rows, kind, backward), Small(10**6))
     )
     same(scarce, plenty)

@@ -1,12 +1,13 @@
 """PGD against models with known distances: above them it flips, below them it never does."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from attackcheck.attacks import ImageFlip, PixelFlip, RegionFlip, pgd
+from attackcheck.attacks import ImageFlip, PixelFlip, RegionFlip, guided, pgd
 from attackcheck.attacks.objectives import LOSSES
 from attackcheck.models import exact
 
@@ -98,6 +99,20 @@ def test_random_starts_come_from_the_rows_own_generator() -> None:
     assert torch.equal(run(slice(0, 3)), together)
     for i in range(3):
         torch.testing.assert_close(run(slice(i, i + 1)), together[i : i + 1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("attack", [pgd, guided])
+def test_each_row_may_have_a_budget_of_its_own(attack: Callable[..., Tensor]) -> None:
+    model = exact.orthonormal_rows(seed=2)
+    images = torch.stack([picture(seed) for seed in range(3)])
+    budgets = torch.tensor([0.5, 1.0, 2.0])
+    found = attack(model, images, ImageFlip(loss="segpgd"), eps=budgets)
+    lengths = (found - images).flatten(1).norm(dim=1)
+    assert (lengths <= budgets * (1 + 1e-6)).all()
+    assert (lengths >= budgets * 0.99).all()
+    for i, eps in enumerate(budgets.tolist()):
+        alone = attack(model, images[i : i + 1], ImageFlip(loss="segpgd"), eps=eps)
+        torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=1e-9)
 
 
 def test_the_box_is_kept() -> None:
