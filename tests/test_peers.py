@@ -95,6 +95,7 @@ def test_runs_are_summed_up(tmp_path):
     assert "| net, papers' budgets, seed 3 | 2 | +50.0 % |  | +13.3 % |  | adv-lib FAB +25.0 % | 13.3 % |  |" in told
     assert "| foolbox DDN | 2.5 |" in told  # a tightness of .5, and quick has .375
     assert "| adv-lib FAB | 2.0 |" in told
+    assert "| net, papers' budgets, seed 3 | foolbox DDN | 2.5 | 2 | 0.5 | 2 | standard |" in told
     assert "| net, regions | quick | 0.3750 | 3 | 1 of 2, 0.25 |" in told
     assert "| net, regions | adv-lib DAG | 0.3500 | 12 |  |" in told
     assert "--only 'adv-lib FAB' --data folder:val --seed 3" in told

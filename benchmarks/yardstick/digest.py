@@ -57,7 +57,7 @@ def _result(content: dict[str, Any]) -> Result:
 def digest(sheets: Sequence[Sheet]) -> str:
     """Markdown: strength and time on pixels, then regions, then images; a table without a sheet is left out."""
     parts = []
-    for unit, tables in (("pixel", (_strength, _times)), ("region", (_regions,)), ("image", (_images,))):
+    for unit, tables in (("pixel", (_strength, _times, _short)), ("region", (_regions,)), ("image", (_images,))):
         chosen = [sheet for sheet in sheets if sheet.unit == unit]
         parts += [lines for table in tables for lines in _markdown(table(chosen))] if chosen else []
     return "\n".join(parts)
@@ -108,6 +108,24 @@ def _times(sheets: Sequence[Sheet]) -> Table:
     table = [["time over that of our cheapest as tight", *(sheet.subject for sheet in sheets)]]
     for name in dict.fromkeys(name for row in rows for name in row):
         table.append([name, *(_slower(row[name]) if name in row else "" for row in rows)])
+    return table
+
+
+def _short(sheets: Sequence[Sheet]) -> Table:
+    """Where a peer, one pixel at a time, takes less than ten times as long: what a tenth of its time would pay for."""
+    table = [["less than ten times as long", "peer", "times", "its passes", "passes that a tenth of its time pays for",
+              "passes of ours as tight", "which"]]  # fmt: skip
+    for sheet in sheets:
+        rows = {row["attack"]: row for row in sheet.table()}
+        for name, row in rows.items():
+            times, rival = row["times slower"], row["ours as tight"]
+            if times is None or times >= 10 or "(batched)" in name:
+                continue
+            own = rows[f"attackcheck {rival}"]
+            passes = own["forward"] + own["backward"]
+            theirs = row["forward"] + row["backward"]
+            affordable = f"{passes * times / 10:.1f}"
+            table.append([sheet.subject, name, f"{times:.1f}", f"{theirs:.0f}", affordable, f"{passes:.0f}", rival])
     return table
 
 
