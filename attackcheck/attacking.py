@@ -1,11 +1,11 @@
-"""Units of work: one attack call on a few pixels, a region or a whole image."""
+"""Units of work: one attack call on a few pixels, regions or budgets of an image, or on the map."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -254,6 +254,19 @@ class Attacker:
                     crop.commit()
 
     def _attack_set(self, work: ImageWork, unit: Unit) -> None:
+        """All aims of the unit side by side, or fewer and fewer of them where memory runs out."""
+        kind = (unit.stage.attack, repr(unit.stage), (work.image.shape[1], work.image.shape[2]))
+        aims = unit.aims
+        while aims:
+            rest = aims
+
+            def attack_first(count: int, rest: Sequence[Aim] = rest) -> int:
+                self._attack_aims(work, replace(unit, aims=rest[:count]), kind)
+                return count
+
+            aims = aims[self.room.fitted(("aims", *kind), len(rest), attack_first) :]
+
+    def _attack_aims(self, work: ImageWork, unit: Unit, kind: tuple[str, str, tuple[int, int]]) -> None:
         stage = unit.stage
         attack = registry.get(stage.attack)
         asked = 1
@@ -267,12 +280,12 @@ class Attacker:
                 asked = model.widest
             return found, self._predicted(found, rows) if attack.flips else None
 
-        # the rows of the call are the attack's own business: where they do not fit, it is given room for fewer at once
-        place = (work.image.shape[1], work.image.shape[2])
-        large = self._settings.batch is None and 2 * math.prod(place) > _usual(work.image.device.type)
-        found, predicted = self.room.fitted(
-            (stage.attack, repr(stage), place), ANY_ROWS, attempt, measure=large, asked=lambda: asked
-        )
+        if len(unit.aims) > 1:
+            found, predicted = attempt(ANY_ROWS)
+        else:
+            # how many rows an aim has is the attack's own business: where they do not fit, the model sees fewer at once
+            large = self._settings.batch is None and 2 * math.prod(kind[2]) > _usual(work.image.device.type)
+            found, predicted = self.room.fitted(kind, ANY_ROWS, attempt, measure=large, asked=lambda: asked)
         if predicted is None:
             return
         for aim, point, shown in zip(unit.aims, found, predicted, strict=True):
@@ -298,7 +311,9 @@ class Attacker:
         names = [stage.objective if aim.region is None else aim.region.name for aim in aims]
         generator = _generators([seed_of(self._settings.seed, work.index, name, stage.attack) for name in names])
         budgets = [aim.eps for aim in aims if aim.eps is not None]
-        options = self._options(stage, torch.tensor(budgets, device=images.device) if budgets else None)
+        options = self._options(
+            stage, torch.tensor(budgets, dtype=torch.float64, device=images.device) if budgets else None
+        )
         with work.probe.attributed(stage.attack):
             if not attack.flips:
                 return attack.function(model, images, generator=generator, **options)

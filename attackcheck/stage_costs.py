@@ -92,9 +92,11 @@ class StageCosts:
             regions = self._regions() if stage.objective == "region" else []
             sets = list(together(stage, regions, place, self._image.device.type))
             aimed, rows, budgets = sum(map(len, sets)), max(map(len, sets), default=1), 1
+            calls = len(sets)
         else:
             aimed, budgets = self._aimed(stage, scope), len(stage.eps) or 1
             rows = max(1, min(rows, aimed))
+            calls = math.ceil(aimed / rows) * budgets
         if aimed == 0:
             return StageCost(stage.attack, stage.objective, 0, 0, 0.0, 0.0, 0.0, 0.0), 0
         passes = count_passes(
@@ -109,7 +111,6 @@ class StageCosts:
         )
         if depends_on_boundaries(stage):
             passes = self._rehearsed(stage, passes, scope.pixels, place, rows, crops)
-        calls = math.ceil(aimed / rows) * budgets
         # a single pixel is attacked in two rows
         done = aimed + int(not single and aimed % rows == 1 and settings.batch != 1)
         network = self.network(passes, place, rows)

@@ -79,7 +79,7 @@ class Settings:
         strict: ROUNDING and DEPLOYED_ONLY also fail.
         maxfail: stop after so many violations.
         budget: stop after so many seconds.
-        batch: rows per attack call; None fits it to the image.
+        batch: rows per attack call on pixels; None fits it to the image.
         box: keep perturbed images in this range; None lets them leave it, as L2 certificates permit.
         counterexamples: folder for counterexamples, None to save none.
         device: where the model runs.

@@ -127,7 +127,7 @@ def verify(
         strict: see :meth:`Report.exit_code`; has no influence on verdicts.
         maxfail: stop after so many violations.
         budget: stop after so many seconds.
-        batch: rows per attack call.
+        batch: rows per attack call on pixels.
         device: where the model runs.
         crops: attack pixels on crops where the receptive field is small enough; False: on whole images.
         workers: images examined side by side on a CPU, each on a copy of the model.

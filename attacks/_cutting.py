@@ -78,7 +78,7 @@ def cutting_planes(
     wide = images.repeat(count, 1, 1, 1)
     noise, _ = polar(gaussian(images, generator).repeat(count, 1, 1, 1))
     delta, stack = torch.zeros_like(wide), _empty(wide, planes)
-    weights = stack.offset
+    place = torch.zeros(len(wide), dtype=torch.int64, device=wide.device)
     best, best_norm = wide, wide.new_full((len(wide),), torch.inf)
     lowest = torch.full_like(best_norm, torch.inf)
     for step in range(steps):
@@ -110,11 +110,11 @@ def cutting_planes(
         steep = slope > 0
         run = torch.where(steep, 1 / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0)
         ahead = torch.where(steep, value * run, 1)
-        place = torch.full_like(clean[:, 0, 0], step, dtype=torch.int64) if step < planes else weights.argmin(1)
         used = stack.first(min(step + 1, planes))
         _add(used, place, normal.flatten(1), dot(normal, delta) + ahead, run)
         slack = slack * torch.where(goal.success, _NARROWER, _WIDER)
         weights = least_norm(used.gram, (used.offset + across(slack, used.run) * used.run).double()).to(delta)
+        place = place + 1 if step + 1 < planes else weights.argmin(1)
         delta = torch.bmm(weights.unsqueeze(1), used.normal).reshape(delta.shape)
     end = _along(seen, wide, *polar(delta, noise), margin, clean, refine, box)
     length = torch.where(end.success, lengths(end.points - wide), torch.inf)

@@ -218,6 +218,8 @@ def replaced(kept: Tensor, better: Tensor, new: Tensor) -> Tensor:
 def per_row(value: float | Tensor, images: Tensor) -> Tensor:
     """A number for each row (B,), in the images' precision, from one for all or one for each."""
     number = value.to(images) if isinstance(value, Tensor) else images.new_full((), value)
+    if number.shape not in ((), (len(images),)):
+        raise InputError(f"expected one number or {len(images)}, one for each image, got {tuple(number.shape)}")
     return number.expand(len(images))
 
 

@@ -7,7 +7,7 @@ objective = "pixel"            # "pixel" (default), "region", "image"; "map" for
 pixels = 8                     # at most this many of the chosen pixels of each image; all by default
 unflipped = true               # only pixels that no earlier stage could flip; false by default
 loss = "ce"                    # of attackcheck.attacks.objectives; "margin" by default (and all that guided knows)
-eps = [0.1, 0.3]               # for attacks at a fixed budget: one run for each
+eps = [0.1, 0.3]               # for attacks at a fixed budget: all of these
 steps = 100                    # any other key is an option of the attack
 """
 

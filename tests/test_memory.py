@@ -10,6 +10,7 @@ from torch import nn
 
 import attackcheck as ac
 from attackcheck import memory
+from attackcheck.attacks import _cutting
 from attackcheck.attacks.plans import Plan, Stage
 from attackcheck.cli import main
 from attackcheck.errors import InputError
@@ -34,7 +35,7 @@ SETS = Plan(
         Stage("linearised", options={"iterations": 2}),
         Stage("cutting", objective="region", options={"steps": 6, "planes": 6, "classes": 4}),
         Stage("linearised", objective="region", options={"rays": 4, "descent": 6}),
-        Stage("pgd", objective="image", options={"steps": 5}, eps=(0.3, 1.0, 3.0, 10.0)),
+        Stage("pgd", objective="image", options={"steps": 5}, eps=(0.3,)),
         Stage("lipschitz", objective="map", options={"steps": 8, "radii": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}),
         Stage("pairs", objective="map", options={"steps": 8, "starts": 3}),
         Stage("peaks", objective="map", options={"steps": 4, "places": 3}),
@@ -116,13 +117,44 @@ def test_nor_do_those_of_sets_and_maps(rows, kind, backward):
     # without pixels, whose calls of two rows would round in another way alone
     REFUSED.clear()
     scarce, plenty = (
-        examine(model, 40, SETS, "pixel", regions=["rect:5,5,6,6@0.9", "rect:20,20,5,5@0.9"])
+        examine(model, 40, SETS, "pixel", regions=["rect:5,5,6,6@0.9"])
         for model in (Small(rows, kind, backward), Small(10**6))
     )
     same(scarce, plenty)
     assert scarce.stopped is None
     # lipschitz, pairs, and where there is less room cutting and linearised
     assert {7, 18} | ({4} if rows < 4 else set()) <= set(REFUSED)
+
+
+def test_regions_and_budgets_go_one_after_the_other_where_they_do_not_fit_together(monkeypatch):
+    plan = Plan(
+        "several",
+        (
+            Stage("linearised", options={"iterations": 2}),
+            Stage("cutting", objective="region", options={"steps": 6, "planes": 6}),
+            Stage("pgd", objective="image", options={"steps": 5}, eps=(0.3, 1.0, 3.0), loss="segpgd"),
+        ),
+    )
+    regions = ["rect:5,5,6,6", "rect:20,20,5,5", "rect:30,2,4,4", "rect:2,30,4,4", "rect:12,12,4,4"]
+    plenty = examine(Small(10**6), 40, plan, "pixel", regions=regions)
+    # the model has room for all, but what the attack keeps of its own has not: that no smaller call of the model mends
+    own, refused = _cutting._empty, []
+
+    def scarce(images, planes):
+        if len(images) > 2:
+            refused.append(len(images))
+            raise torch.OutOfMemoryError
+        return own(images, planes)
+
+    monkeypatch.setattr(_cutting, "_empty", scarce)
+    for model in (Small(10**6), Small(1, backward=True)):
+        found = examine(model, 40, plan, "pixel", regions=regions)
+        assert found.stopped is None
+        assert [region.name for region in found.regions] == [region.name for region in plenty.regions]
+        for mine, theirs in zip(found.regions, plenty.regions, strict=True):
+            assert mine.distance == pytest.approx(theirs.distance, rel=5e-3)
+        assert [(b.eps, b.stability) for b in found.budgets] == [(b.eps, b.stability) for b in plenty.budgets]
+    assert refused == [5, 5]  # then two and two and one, which is remembered
 
 
 def test_the_model_was_asked_for_fewer_rows_once_it_ran_out():

@@ -71,7 +71,9 @@ def add_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--budget", metavar="TIME", help="stop after this long, such as 90s, 10m or 1h")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
-    parser.add_argument("--batch", type=int, metavar="ROWS", help="rows per attack call (default: fits the image)")
+    parser.add_argument(
+        "--batch", type=int, metavar="ROWS", help="rows per attack call on pixels (default: fits the image)"
+    )
     parser.add_argument("--no-crops", action="store_true", help="attack pixels on whole images, not on crops of them")
     parser.add_argument("--threads", type=int, metavar="N", help="images side by side on a CPU (default: all cores)")
     parser.add_argument(
