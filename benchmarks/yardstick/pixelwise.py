@@ -44,12 +44,21 @@ OURS = {
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     **{f"{n} turns": Own("towards the runner-up", (_turns(n, classes=1),)) for n in (2, 3, 4)},
     **{f"{n} turns of 2": Own("the nearer of two classes", (_turns(n, classes=2),)) for n in (2, 3, 4)},
-    **{f"{n} turns of 3": Own("the nearest of three classes", (_turns(n, classes=3),)) for n in (2, 3, 5, 8, 16)},
+    **{f"{n} turns of 3": Own("the nearest of three classes", (_turns(n, classes=3),)) for n in (2, 3, 5, 8, 16, 18)},
     "16 turns searched": Own(
         "after two looks along the ray", (Stage("linearised", options={**_turns(16, classes=3).options, "search": 2}),)
     ),
     "5 turns anew": Own("of three, 8 where it began anew", (_turns(5, classes=3, anew=8),)),
     "12 turns anew": Own("of three, 16 where it began anew", (_turns(12, classes=3, anew=16),)),
+    "crossed": Own(
+        "rays, scouts and two crossings, no leaps",
+        (
+            Stage(
+                "linearised",
+                options={"classes": 4, "rays": 2, "scouts": 4, "search": 1, "refine": 4, "crossings": 2},
+            ),
+        ),
+    ),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
