@@ -1,5 +1,6 @@
 """What is freed stays in hand, where the C library is glibc and nobody said otherwise."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -10,34 +11,44 @@ import pytest
 
 from attackcheck import allocator
 
-PAGES = """
-import resource, torch
+BLOCK = 28 * 2**20
+ASKED = """
+import ctypes, torch
 from attackcheck.allocator import keep_freed
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+info = ctypes.CDLL(None).mallinfo2
+info.restype = Info
 if {kept}:
     keep_freed()
-def work():
-    blocks = [torch.zeros(2**20) for _ in range(8)]
-for _ in range(3):
-    work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(60):
-    work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+before = info()
+block = torch.empty({block}, dtype=torch.uint8)
+during = info()
+del block
+print(during.hblks - before.hblks, info().fordblks - before.fordblks)
 """
+GLIBC = platform.libc_ver()[0] == "glibc" and hasattr(ctypes.CDLL(None), "mallinfo2")
 
 
-def faults(kept, **variables):
-    """Pages that the system had to map for blocks which are freed and asked for again."""
+def asked(kept, **variables):
+    """Whether a large block was mapped on its own, and the bytes that stayed in hand once it was freed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
-    command = [sys.executable, "-c", PAGES.format(kept=kept)]
-    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-c", ASKED.format(kept=kept, block=BLOCK)]
+    mapped, left = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+    return bool(int(mapped)), int(left)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+@pytest.mark.skipif(not GLIBC, reason="the allocator is another one, or does not say")
 def test_freed_blocks_are_kept_unless_the_environment_says_otherwise():
-    assert faults(kept=True) < 0.75 * faults(kept=False)
-    as_told = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}  # every block is given back
-    assert faults(kept=True, **as_told) > 0.75 * faults(kept=False, **as_told)
+    mapped, left = asked(kept=True)
+    assert not mapped
+    assert left > 0.9 * BLOCK
+    given_back = [asked(kept=False), asked(kept=True, MALLOC_ARENA_MAX="8")]
+    given_back.append(asked(kept=True, GLIBC_TUNABLES="glibc.malloc.arena_max=8"))
+    for mapped, left in given_back:
+        assert mapped
+        assert left < 0.1 * BLOCK
 
 
 def test_a_library_without_that_option_is_no_error(monkeypatch):
