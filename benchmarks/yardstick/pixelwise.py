@@ -59,6 +59,23 @@ OURS = {
             ),
         ),
     ),
+    "one leap": Own(
+        "rays, scouts, a leap of 100 steps, crossings",
+        (
+            Stage(
+                "linearised",
+                options={
+                    "classes": 4,
+                    "rays": 2,
+                    "scouts": 2,
+                    "search": 1,
+                    "refine": 4,
+                    "leaps": (100,),
+                    "crossings": 1,
+                },
+            ),
+        ),
+    ),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
