@@ -38,6 +38,10 @@ def _turns(count: int, classes: int, anew: int = 0) -> Stage:
     return Stage("linearised", options={**options, "anew": anew} if anew else options)
 
 
+def _scouted(**more: object) -> Stage:
+    return Stage("linearised", options={"classes": 4, "rays": 2, "search": 1, "refine": 4, **more})
+
+
 OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
     "one point": Own("of that ray", (_turns(0, classes=1),)),
@@ -50,32 +54,8 @@ OURS = {
     ),
     "5 turns anew": Own("of three, 8 where it began anew", (_turns(5, classes=3, anew=8),)),
     "12 turns anew": Own("of three, 16 where it began anew", (_turns(12, classes=3, anew=16),)),
-    "crossed": Own(
-        "rays, scouts and two crossings, no leaps",
-        (
-            Stage(
-                "linearised",
-                options={"classes": 4, "rays": 2, "scouts": 4, "search": 1, "refine": 4, "crossings": 2},
-            ),
-        ),
-    ),
-    "one leap": Own(
-        "rays, scouts, a leap of 100 steps, crossings",
-        (
-            Stage(
-                "linearised",
-                options={
-                    "classes": 4,
-                    "rays": 2,
-                    "scouts": 2,
-                    "search": 1,
-                    "refine": 4,
-                    "leaps": (100,),
-                    "crossings": 1,
-                },
-            ),
-        ),
-    ),
+    "crossed": Own("rays, scouts and two crossings, no leaps", (_scouted(scouts=4, crossings=2),)),
+    "one leap": Own("rays, scouts, a leap of 100 steps, crossings", (_scouted(scouts=2, leaps=(100,), crossings=1),)),
     "quick": Own("the plan's pixel stages", _pixel_stages("quick")),
     "standard, linearised": Own("the plan's first stage", _pixel_stages("standard")[:1]),
     "standard": Own("the plan's pixel stages", _pixel_stages("standard")),
