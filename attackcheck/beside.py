@@ -11,6 +11,7 @@ from torch import Tensor
 from attackcheck.attacking import SLOT_BYTES
 from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Stage
+from attackcheck.cones import Cone
 from attackcheck.crops import disjoint
 from attackcheck.judging import SHOWN
 from attackcheck.masking import SAMPLE
@@ -39,6 +40,7 @@ class Scope:
     size: tuple[int, int]  # of the image
     channels: int
     crops: Windows | None
+    cone: Cone | None  # of these crops
     cheap: bool  # the claim costs nothing but the logits
 
     @property

@@ -1,17 +1,20 @@
 """The model on crops: what attacks on single pixels call, and what notes the points that they visit.
 
-It notes what the :class:`~attackcheck.probe.Probe` notes of whole images, but about the pixels aimed at only: a crop
-says nothing about pixels whose receptive field it does not hold.
+Where the crops have a cone, only the logits around each row's pixel are computed. It notes what the
+:class:`~attackcheck.probe.Probe` notes of whole images, but about the pixels aimed at only: a crop says nothing about
+pixels whose receptive field it does not hold.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attackcheck.cones import Spot
 from attackcheck.crops import Crops, lead_of
 from attackcheck.probe import Kind, Probe, at_least_float32, replaced, row_norms
 
@@ -46,8 +49,10 @@ class _Found:
 class CropProbe:
     """The model on crops ``(B, C, h, w) -> (B, K, h, w)``, one pixel for each row; what it sees is noted by pixel.
 
-    A call must have one row for every pixel, in order. Attacks that repeat, choose or reorder rows call the probe that
-    :meth:`for_rows` gives them; that of a single pixel takes any number of rows.
+    The pixels' logits are at ``inner_rows`` and ``inner_columns`` of what comes back; with a cone that is the pixels'
+    cells alone, ``(B, K, stride, stride)``. A call must have one row for every pixel, in order. Attacks that repeat,
+    choose or reorder rows call the probe that :meth:`for_rows` gives them; that of a single pixel takes any number of
+    rows.
 
     Args:
         crops: the image's crops.
@@ -59,6 +64,10 @@ class CropProbe:
         self._crops, self._probe = crops, probe
         self.rows, self.columns = rows, columns
         self.inner_rows, self.inner_columns = crops.windows.inside(rows, columns)
+        self._spot: Spot | None = None
+        if crops.cone is not None:
+            self._spot = Spot(crops.cone, self.inner_rows, self.inner_columns)
+            self.inner_rows, self.inner_columns = self._spot.inside
         self.clean = crops.cut(rows, columns)  # (P, C, h, w)
         self.logits = probe.logits[:, rows, columns].T.contiguous()  # (P, K) of the whole image
         self._label = self.logits.argmax(dim=1)
@@ -78,6 +87,7 @@ class CropProbe:
         index = index.to(self.rows.device)
         for name in ("rows", "columns", "inner_rows", "inner_columns", "clean", "logits", "_label", "_radius"):
             setattr(part, name, getattr(self, name)[index])
+        part._spot = None if self._spot is None else self._spot.rows(index)
         part._pixel = index if self._pixel is None else self._pixel[index]
         return part
 
@@ -88,10 +98,14 @@ class CropProbe:
                 raise ValueError(f"expected {len(self.rows)} rows, one for each pixel, got {len(images)}")
             return self.for_rows(torch.zeros(len(images), dtype=torch.int64))(images)
         images = images.to(self._probe.image.dtype)
-        logits = self._probe.counted(images)
+        logits = self._probe.counted(images, self._around())
         with torch.no_grad():
             self._record(images.detach(), at_least_float32(logits.detach()))
         return logits
+
+    def _around(self) -> Callable[[Tensor], Tensor] | None:
+        cone, spot = self._crops.cone, self._spot
+        return None if cone is None or spot is None else lambda images: cone(images, spot)
 
     def _record(self, images: Tensor, logits: Tensor) -> None:
         distance = row_norms(images - self.clean)

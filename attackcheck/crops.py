@@ -9,7 +9,7 @@ logits. The most telling crops are then shown to the whole image one by one, as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attackcheck import synchrony
+from attackcheck.cones import Cone
 from attackcheck.probe import (
     SCALES,
     Kind,
@@ -30,6 +31,8 @@ from attackcheck.probe import (
 from attackcheck.receptive import Windows
 
 __all__ = ["Crops", "disjoint", "lead_of"]
+
+Model = Callable[[Tensor], Tensor]
 
 PUSH = 1.0 + 1e-4
 """How much longer a perturbation is tried where the whole image just misses the flip that its crop has shown."""
@@ -56,10 +59,11 @@ class Crops:
         probe: the image's probe, whose evidence is added to.
         windows: where crops lie.
         tolerance: ``(K,)``, what rounding may change in the logits of each class.
+        cone: the model computed for one pixel of a crop, None where only all of a crop can be.
     """
 
-    def __init__(self, probe: Probe, windows: Windows, tolerance: Tensor) -> None:
-        self.windows = windows
+    def __init__(self, probe: Probe, windows: Windows, tolerance: Tensor, cone: Cone | None = None) -> None:
+        self.windows, self.cone = windows, cone
         self._probe = probe
         self._tolerance = tolerance.to(probe.image.device)
         shape = (SCALES, probe.image.shape[0], windows.height, windows.width)
@@ -75,6 +79,11 @@ class Crops:
     def cut(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The clean crops ``(P, C, h, w)`` of these pixels ``(P,)``."""
         return self.windows.cut(self._probe.image, rows, columns)
+
+    def around(self, model: Model, rows: Tensor, columns: Tensor) -> tuple[Model, Tensor, Tensor]:
+        """What computes the logits of these pixels ``(P,)`` in their crops, and where it puts them."""
+        rows, columns = self.windows.inside(rows, columns)
+        return (model, rows, columns) if self.cone is None else self.cone.at(rows, columns)
 
     def confirm(self) -> bool:
         """Show the closest points of the pixels aimed at to the whole image, and count those that flip there.

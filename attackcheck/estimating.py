@@ -26,6 +26,7 @@ from attackcheck.attacks.plans import Stage
 from attackcheck.beside import Scope, beside_attacks
 from attackcheck.certifier import ATTACKS
 from attackcheck.claims import Claim, RadiusClaim
+from attackcheck.cones import Cone, cone_of
 from attackcheck.determinism import deterministic
 from attackcheck.engine import Past
 from attackcheck.errors import InputError
@@ -123,7 +124,7 @@ class _Estimator:
         if isinstance(copy, torch.nn.Module):
             copy.to(settings.device)
         preflight.check_mode(copy, self._image[None], own=copy is not subject.model)
-        self._model = guarded(copy)
+        self._copy, self._model = copy, guarded(copy)
         self._claim: Claim = subject.claim.of(copy) if isinstance(subject.claim, RadiusClaim) else subject.claim
         self._timing = Timing(self._model, copy, self._image, self._claim, clock)
         self._logits = preflight.check_logits(self._model, self._image[None])
@@ -141,7 +142,7 @@ class _Estimator:
         all_numbers = share(len(self._data), settings.shard) if settings.image is None else (settings.image,)
         numbers = [number for number in all_numbers if number not in known]
         once: dict[str, float] = {}
-        crops = self._crops(once)
+        crops, cone = self._crops(once)
         pixels = self._pixels()
         scope = Scope(
             stages=stages_that_run(settings.plan, self._claim),
@@ -150,6 +151,7 @@ class _Estimator:
             size=self._size,
             channels=len(self._image),
             crops=crops,
+            cone=cone,
             cheap=self._claim.cheap,
         )
         rows = usual_rows(settings, self._size, None if crops is None else scope.place)
@@ -193,14 +195,21 @@ class _Estimator:
 
     # What is attacked ------------------------------------------------------------------------------------------------
 
-    def _crops(self, once: dict[str, float]) -> Windows | None:
+    def _crops(self, once: dict[str, float]) -> tuple[Windows | None, Cone | None]:
         aimed = any(stage.objective == "pixel" for stage in self._settings.plan.stages)
         if not self._settings.crops or not aimed or math.prod(self._size) < SMALLEST_IMAGE:
-            return None
+            return None, None
         with self._timing.timed() as watch:
             field = measure_field(self._model, self._image)
+            crops = None if field is None else windows(field, *self._size)
+            cone = None
+            if crops is not None:
+                place = crops.height, crops.width
+                cone = cone_of(self._copy, self._image[:, : place[0], : place[1]], crops.field.stride)
         once["receptive field"] = watch.seconds
-        return None if field is None else windows(field, *self._size)
+        if crops is not None and cone is not None:
+            self._timing.around_pixels((crops.height, crops.width), cone)
+        return crops, cone
 
     def _pixels(self) -> Tensor:
         """The pixels of the first image, or as many as there might be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from attackcheck.arithmetic import Reference, frozen, guarded
 from attackcheck.attacking import Attacker, ImageWork
 from attackcheck.certainty import Scene
 from attackcheck.claims import RadiusClaim
+from attackcheck.cones import Cone, cone_of
 from attackcheck.counterexample import digest
 from attackcheck.crops import Crops
 from attackcheck.errors import InputError
@@ -22,7 +24,7 @@ from attackcheck.judging import Examiner
 from attackcheck.memory import Room, ran_out, too_large
 from attackcheck.parts import Part
 from attackcheck.probe import Probe
-from attackcheck.receptive import Field, agrees, measure_field, windows
+from attackcheck.receptive import Field, Windows, agrees, measure_field, windows
 from attackcheck.recheck import Judge
 from attackcheck.regions import Region
 from attackcheck.selection import choose_pixels, seed_of
@@ -67,6 +69,7 @@ class Bench:
         self._model = guarded(self._frozen)
         self._judge: Judge | None = None
         self._fields: dict[tuple[int, ...], Field | None] = {}
+        self._cones: dict[tuple[int, int], Cone | None] = {}
         self._room = Room(settings.device, settings.workers)
 
     @property
@@ -214,11 +217,11 @@ class Bench:
         radius = work.scene.radius
 
         def look(pixels: Tensor) -> Tensor:
-            windows = None if work.crops is None else work.crops.windows
+            windows, cone = (None, None) if work.crops is None else (work.crops.windows, work.crops.cone)
             return self._room.fitted(
                 ("gradients", attacker.place(work)),
                 max(2, attacker.rows(work)),
-                lambda rows: masking.masked(self._model, work.image, work.logits, radius, pixels, rows, windows),
+                lambda rows: masking.masked(self._model, work.image, work.logits, radius, pixels, rows, windows, cone),
             )
 
         found = look(first)
@@ -254,8 +257,19 @@ class Bench:
         usual = scene.radius[(scene.radius > 0) & scene.radius.isfinite()]
         scale = float(usual.median()) if len(usual) else 0.1
         seed = seed_of(settings.seed, scene.index, "crops")
-        same = agrees(self._model, image, probe.logits, chosen, tolerance=tolerance, scale=scale, seed=seed)
+        look = partial(agrees, self._model, image, probe.logits, chosen, tolerance=tolerance, scale=scale, seed=seed)
+        cone = self._cone(chosen, image)
+        if cone is not None and look(at=cone.at):
+            return Crops(probe, chosen, tolerance, cone)
+        same = look()
         return Crops(probe, chosen, tolerance) if same else None
+
+    def _cone(self, crops: Windows, image: Tensor) -> Cone | None:
+        """The network around one pixel of crops of this shape."""
+        if (crops.height, crops.width) not in self._cones:
+            crop = image[:, : crops.height, : crops.width]
+            self._cones[crops.height, crops.width] = cone_of(self._frozen, crop, crops.field.stride)
+        return self._cones[crops.height, crops.width]
 
     def _odd(self, work: ImageWork) -> Iterator[Warned]:
         """What a user may not expect of this image."""

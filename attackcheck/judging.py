@@ -368,12 +368,13 @@ class Examiner:
         own = work.scene.predicted.to(flipped.device)[slots.rows, slots.columns]
         for part in torch.split(flipped, rows):
             at_row, at_column = slots.rows[part], slots.columns[part]
+            model = self._model
             if work.crops is None:
                 images = work.image.expand(len(part), *work.image.shape).clone()
             else:
                 images = work.crops.cut(at_row, at_column)
-                at_row, at_column = work.crops.windows.inside(at_row, at_column)
-            logits = self._model(images.requires_grad_(True))
+                model, at_row, at_column = work.crops.around(model, at_row, at_column)
+            logits = model(images.requires_grad_(True))
             if not logits.requires_grad:
                 return slack
             row = torch.arange(len(part), device=logits.device)

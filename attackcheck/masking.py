@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attackcheck.cones import Cone
 from attackcheck.receptive import Windows
 
 __all__ = ["SAMPLE", "masked"]
@@ -38,6 +39,7 @@ def masked(
     pixels: Tensor,
     rows: int,
     windows: Windows | None = None,
+    cone: Cone | None = None,
 ) -> Tensor:
     """Which pixels have gradients of their margin that are zero, not finite, or contradicted by finite differences.
 
@@ -49,16 +51,23 @@ def masked(
         pixels: ``(M, 2)`` rows and columns, on the CPU.
         rows: most images in a batch.
         windows: crops to look at instead of whole images.
+        cone: the model on these crops, computed around a pixel.
 
     Returns:
         ``(M,)`` bool on the CPU.
     """
-    found = [_masked(model, image, logits, radius, part, windows) for part in torch.split(pixels, rows)]
+    found = [_masked(model, image, logits, radius, part, windows, cone) for part in torch.split(pixels, rows)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
 
 def _masked(
-    model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels: Tensor, windows: Windows | None
+    model: Model,
+    image: Tensor,
+    logits: Tensor,
+    radius: Tensor,
+    pixels: Tensor,
+    windows: Windows | None,
+    cone: Cone | None,
 ) -> Tensor:
     device = image.device
     row, column = pixels[:, 0].to(device), pixels[:, 1].to(device)
@@ -70,11 +79,14 @@ def _masked(
     else:
         images = windows.cut(image, row, column)
         row, column = windows.inside(row, column)
+    seen, down, across = model, row, column
+    if cone is not None:
+        seen, down, across = cone.at(row, column)
     first, second = own.topk(2, dim=0).indices  # (M,)
 
     def margin(images: Tensor) -> Tensor:
-        z = model(images)
-        gap: Tensor = z[batch, first, row, column] - z[batch, second, row, column]
+        z = seen(images)
+        gap: Tensor = z[batch, first, down, across] - z[batch, second, down, across]
         return gap
 
     with torch.enable_grad():

@@ -229,9 +229,12 @@ class Probe:
         with torch.no_grad():
             self._record(image[None], logits[None])
 
-    def counted(self, images: Tensor) -> Tensor:
-        """The model's logits, whose cost is noted and nothing else; crops may be given."""
-        logits = self._model(images)
+    def counted(self, images: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The model's logits, whose cost is noted and nothing else; crops may be given.
+
+        ``model`` stands for it where it is known to compute the same.
+        """
+        logits = (self._model if model is None else model)(images)
         if self._current >= 0:
             cost = self.evidence.costs[self._current]
             cost.forward += images.shape[0]

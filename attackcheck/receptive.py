@@ -18,9 +18,10 @@ from torch import Tensor
 
 from attackcheck.memory import ran_out
 
-__all__ = ["Field", "Windows", "agrees", "around", "measure_field", "windows"]
+__all__ = ["Field", "Windows", "agrees", "around", "measure_field", "random_images", "windows"]
 
 Model = Callable[[Tensor], Tensor]
+Narrow = Callable[[Tensor, Tensor], tuple[Model, Tensor, Tensor]]
 
 BLOCK = 32
 """Strides up to this are told apart; fields are measured around a block of so many rows and columns."""
@@ -140,7 +141,15 @@ def around(field: Field, image: Tensor, perturbed: Tensor) -> tuple[tuple[slice,
 
 
 def agrees(
-    model: Model, image: Tensor, logits: Tensor, crops: Windows, *, tolerance: Tensor, scale: float, seed: int
+    model: Model,
+    image: Tensor,
+    logits: Tensor,
+    crops: Windows,
+    *,
+    tolerance: Tensor,
+    scale: float,
+    seed: int,
+    at: Narrow | None = None,
 ) -> bool:
     """Whether crops show the logits of the whole image: at the image, and at two random perturbations of it.
 
@@ -152,13 +161,15 @@ def agrees(
         tolerance: ``(K,)``, what rounding may change in the logits of each class.
         scale: length of a perturbation of one crop; the other perturbation is 16 times as long.
         seed: of the pixels and perturbations.
+        at: what computes the logits of pixels of crops, if not the model: given their rows and columns there, a model
+            and where it puts their logits.
     """
     try:
         with torch.enable_grad():
             if not _supported(model, image, crops, seed):
                 return False
         with torch.no_grad():
-            return _same_logits(model, image, logits, crops, tolerance, scale, seed)
+            return _same_logits(model, image, logits, crops, tolerance, scale, seed, at)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if ran_out(error):
             raise
@@ -171,7 +182,7 @@ def _extent(model: Model, image: Tensor) -> Field | None:
     margin = BLOCK
     while True:
         tall, wide = (2 * margin + BLOCK + side % BLOCK for side in (height, width))
-        inputs = _random_images(image, tall, wide).requires_grad_(True)
+        inputs = random_images(image, tall, wide).requires_grad_(True)
         with torch.enable_grad():
             outputs = model(inputs)
             block = outputs[:, :, margin : margin + BLOCK, margin : margin + BLOCK]
@@ -196,7 +207,7 @@ def _with_stride(model: Model, image: Tensor, extent: Field) -> Field | None:
     reach = BLOCK * math.ceil((max(extent.up, extent.down, extent.left, extent.right) + BLOCK) / BLOCK)
     crop = [2 * reach + BLOCK + side % BLOCK for side in image.shape[1:]]
     with torch.no_grad():
-        inputs = _random_images(image, crop[0] + BLOCK, crop[1] + BLOCK)
+        inputs = random_images(image, crop[0] + BLOCK, crop[1] + BLOCK)
         whole = model(inputs)
         allowed = 1e-5 * whole.abs().amax(dim=(0, 2, 3))[:, None, None]
         for shift in range(1, BLOCK + 1):
@@ -211,7 +222,7 @@ def _with_stride(model: Model, image: Tensor, extent: Field) -> Field | None:
     return None
 
 
-def _random_images(image: Tensor, height: int, width: int) -> Tensor:
+def random_images(image: Tensor, height: int, width: int) -> Tensor:
     """Noise in [0, 1], fine and coarse, and faint noise around two greys: kinks of the model are met on both sides."""
     generator = torch.Generator().manual_seed(height * 65537 + width)
     fine = torch.rand(4, image.shape[0], height, width, generator=generator, dtype=torch.float64)
@@ -254,7 +265,14 @@ def _supported(model: Model, image: Tensor, crops: Windows, seed: int) -> bool:
 
 
 def _same_logits(
-    model: Model, image: Tensor, logits: Tensor, crops: Windows, tolerance: Tensor, scale: float, seed: int
+    model: Model,
+    image: Tensor,
+    logits: Tensor,
+    crops: Windows,
+    tolerance: Tensor,
+    scale: float,
+    seed: int,
+    at: Narrow | None,
 ) -> bool:
     height, width = image.shape[1:]
     generator = torch.Generator().manual_seed(seed + 1)
@@ -267,13 +285,16 @@ def _same_logits(
     device = image.device
     rows, columns = rows.to(device), columns.to(device)
     inner_rows, inner_columns = crops.inside(rows, columns)
+    small = model
+    if at is not None:
+        small, inner_rows, inner_columns = at(inner_rows, inner_columns)
     index = torch.arange(SAMPLED, device=device)
     noise = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)
     noise *= scale / math.sqrt(image.shape[0] * crops.height * crops.width)
     for length in (0.0, 1.0, 16.0):
         perturbed = image + length * noise
         whole = logits if length == 0.0 else model(perturbed[None])[0]
-        part = model(crops.cut(perturbed, rows, columns))
+        part = small(crops.cut(perturbed, rows, columns))
         difference = part[index, :, inner_rows, inner_columns] - whole[:, rows, columns].T  # (P, K)
         if not bool((difference.abs() <= tolerance.to(device)).all()):
             return False

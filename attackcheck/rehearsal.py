@@ -19,6 +19,7 @@ from attackcheck.attacks import registry
 from attackcheck.attacks.plans import Stage
 from attackcheck.certainty import Scene
 from attackcheck.claims import Claim
+from attackcheck.cones import Cone
 from attackcheck.crops import Crops
 from attackcheck.probe import Probe
 from attackcheck.receptive import Windows
@@ -42,6 +43,7 @@ def work_on(
     predicted: Tensor | None = None,
     regions: Sequence[Region] = (),
     windows: Windows | None = None,
+    cone: Cone | None = None,
 ) -> ImageWork:
     """An image as attack calls want it, of which nothing will be judged.
 
@@ -55,6 +57,7 @@ def work_on(
         predicted: ``(H, W)`` on the CPU, where it is not what the logits say.
         regions: under attack.
         windows: crops that attacks on pixels see; None: the whole image.
+        cone: the model on them, computed around a pixel.
     """
     scene = Scene(
         index=0,
@@ -82,7 +85,7 @@ def work_on(
         attacked=nowhere.clone(),
         masked=nowhere.clone(),
         class_after=torch.full(radius.shape, -1, dtype=torch.int16),
-        crops=None if windows is None else Crops(probe, windows, torch.ones(len(logits))),
+        crops=None if windows is None else Crops(probe, windows, torch.ones(len(logits)), cone),
     )
 
 

@@ -110,7 +110,7 @@ class StageCosts:
             clock=self._clock,
         )
         if depends_on_boundaries(stage):
-            passes = self._rehearsed(stage, passes, scope.pixels, place, rows, crops)
+            passes = self._rehearsed(stage, passes, scope, place, rows, crops)
         # a single pixel is attacked in two rows
         done = aimed + int(not single and aimed % rows == 1 and settings.batch != 1)
         network = self.network(passes, place, rows)
@@ -132,16 +132,19 @@ class StageCosts:
         return cost, taken
 
     def _rehearsed(
-        self, stage: Stage, passes: Passes, pixels: Tensor, place: tuple[int, int], rows: int, crops: Windows | None
+        self, stage: Stage, passes: Passes, scope: Scope, place: tuple[int, int], rows: int, crops: Windows | None
     ) -> Passes:
         """The same with as many passes as a few of these pixels need on this network."""
+        pixels, cone = scope.pixels, None if crops is None else scope.cone
         if not len(pixels):
             return passes
         each = self.network(passes, place, rows)
         count = min(max(FEWEST, min(MOST, int(REHEARSED / max(each, 1e-9)))), rows, len(pixels))
         # evenly over all of them: they may be ordered
         chosen = pixels[torch.linspace(0, len(pixels) - 1, count).round().long()]
-        work = work_on(self._model, self._claim, self._image, self._logits, self._radius, chosen, windows=crops)
+        work = work_on(
+            self._model, self._claim, self._image, self._logits, self._radius, chosen, windows=crops, cone=cone
+        )
         found = rehearse(stage, self._settings, self._model, work)
         share = found.forward / passes.forward  # the curved dummy, where all was timed, may descend more often, or less
         return replace(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attackcheck.arithmetic import Reference
 from attackcheck.claims import Claim
+from attackcheck.cones import Cone
 from attackcheck.errors import InputError
 from attackcheck.memory import Meter
 from attackcheck.passes import Clock
@@ -71,6 +72,11 @@ class Timing:
         self._model, self._frozen, self._image, self._claim, self._clock = model, frozen, image, claim, clock
         self._size = int(image.shape[1]), int(image.shape[2])
         self._known: dict[tuple[int, int, int], Pass] = {}
+        self._cones: dict[tuple[int, int], Cone] = {}
+
+    def around_pixels(self, place: tuple[int, int], cone: Cone) -> None:
+        """Passes of crops of this size are those of the cone from now on."""
+        self._cones[place] = cone
 
     @contextmanager
     def timed(self) -> Iterator[Watch]:
@@ -93,32 +99,30 @@ class Timing:
         if key not in self._known:
             top, left = (self._size[0] - place[0]) // 2, (self._size[1] - place[1]) // 2
             part = self._image[:, top : top + place[0], left : left + place[1]]
-            self._known[key] = self._measured(part.expand(rows, *part.shape).contiguous())
+            model = self._model
+            if place in self._cones:
+                middle = [torch.full((rows,), side // 2, device=part.device) for side in place]
+                model = self._cones[place].at(*middle)[0]
+            self._known[key] = self._measured(model, part.expand(rows, *part.shape).contiguous())
         return self._known[key]
 
-    def _measured(self, images: Tensor) -> Pass:
+    def _measured(self, model: Model, images: Tensor) -> Pass:
         forward: list[float] = []
         both: list[float] = []
         rows = len(images)
         with Meter(images.device) as meter:  # also to warm up
             begun = self._clock()
-            self._forward_and_back(images)
+            _forward_and_back(model, images)
             slow = self._clock() - begun > 4.0
         while len(both) < (1 if slow else 2) or (sum(forward) + sum(both) < 0.4 and len(both) < 30):
             with torch.no_grad(), self.timed() as alone:
-                self._model(images)
+                model(images)
             with self.timed() as together:
-                self._forward_and_back(images)
+                _forward_and_back(model, images)
             forward.append(alone.seconds)
             both.append(together.seconds)
         once, twice = float(np.median(forward)), float(np.median(both))
         return Pass(once / rows, max(0.0, twice - once) / rows, (meter.bytes or 0) // rows)
-
-    def _forward_and_back(self, images: Tensor) -> None:
-        points = images.clone().requires_grad_(True)
-        logits = self._model(points)
-        if logits.requires_grad:
-            torch.autograd.grad(logits[:, 0].sum(), points)
 
     def recording(self, logits: Tensor, radius: Tensor) -> float:
         """Seconds to record one whole image with these logits ``(K, H, W)`` and radii ``(H, W)``."""
@@ -156,3 +160,10 @@ class Timing:
             whole = self.one(self._size, 1)
             grow = max(area, whole.forward / self.one((image.shape[1], image.shape[2]), 1).forward)
         return Exact(values.seconds * grow, errors.seconds * grow, setup.seconds * grow, int((meter.bytes or 0) * area))
+
+
+def _forward_and_back(model: Model, images: Tensor) -> None:
+    points = images.clone().requires_grad_(True)
+    logits = model(points)
+    if logits.requires_grad:
+        torch.autograd.grad(logits[:, 0].sum(), points)

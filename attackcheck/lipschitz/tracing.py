@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_any, tree_map
 from attackcheck.arithmetic import frozen
 from attackcheck.errors import in_one_line
 
-__all__ = ["Graph", "Operation", "Untraceable", "Value", "trace"]
+__all__ = ["Graph", "Operation", "Untraceable", "Value", "trace", "trace_as_is"]
 
 
 class Untraceable(Exception):  # noqa: N818
@@ -49,6 +49,7 @@ class Operation:
         shapes: of the results.
         floating: whether the first result holds real numbers.
         path: dotted name of the innermost module that it belongs to, empty for the network's own forward.
+        overload: which of ATen's functions of that name, empty where it is none of ATen's.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Operation:
     shapes: tuple[tuple[int, ...], ...]
     floating: bool
     path: str
+    overload: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +99,26 @@ def trace(model: nn.Module, input_shape: Sequence[int], whole: Whole | None = No
         with suppress(RuntimeError, TypeError, AttributeError):
             twin.to(dtype)
         try:
-            return _trace(twin, (1, *input_shape), dtype, whole)
+            return _trace(twin, torch.zeros(1, *input_shape, dtype=dtype), whole)
         except Untraceable:
             raise
         except Exception as error:  # whatever a user's forward raises where it looks at numbers
             reason = reason or _why(error)
     raise Untraceable(reason)
+
+
+def trace_as_is(model: nn.Module, image: Tensor) -> Graph:
+    """Write down what a frozen network does with an image like this one ``(C, H, W)``, on its device, with its weights.
+
+    Raises:
+        Untraceable: with one clause on why.
+    """
+    try:
+        return _trace(model, image[None], None)
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever a user's forward raises where it looks at numbers
+        raise Untraceable(_why(error)) from error
 
 
 def _why(error: Exception) -> str:
@@ -111,12 +127,12 @@ def _why(error: Exception) -> str:
     return f"it does not run on a tensor without numbers: {in_one_line(error)}"
 
 
-def _trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, whole: Whole | None) -> Graph:
+def _trace(model: nn.Module, images: Tensor, whole: Whole | None) -> Graph:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        fake = FakeTensorMode(allow_non_fake_inputs=True).from_tensor(torch.zeros(shape, dtype=dtype))
+        fake = FakeTensorMode(allow_non_fake_inputs=True).from_tensor(images)
         recorder = _Recorder(fake)
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(_entering(recorder, name)).remove)
@@ -134,7 +150,7 @@ def _trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, whole: 
         raise Untraceable(f"it returns a {type(result).__name__} instead of logits")
     output = recorder.value(result) if isinstance(result, FakeTensor) else None
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    return Graph(shape, recorder.operations, output, kinds)
+    return Graph(tuple(images.shape), recorder.operations, output, kinds)
 
 
 def _undo(module: nn.Module) -> None:
@@ -241,7 +257,7 @@ class _Recorder(TorchDispatchMode):
         if written:
             self._overwrite(args[0], name)
             name = name.removesuffix("_")
-        self._record(name, known[0], known[1], result)
+        self._record(name, known[0], known[1], result, func._overloadname)
         return result
 
     def _known(self, leaf: Any) -> Any:
@@ -257,7 +273,9 @@ class _Recorder(TorchDispatchMode):
             if other is not tensor and _memory(other) == _memory(tensor):
                 self._stale[id(other)] = name
 
-    def _record(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+    def _record(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, overload: str = ""
+    ) -> None:
         results = list(result) if isinstance(result, tuple | list) else [result]
         tensors = [r for r in results if isinstance(r, Tensor)]
         if not tensors:
@@ -265,7 +283,7 @@ class _Recorder(TorchDispatchMode):
         path = next((part for part in reversed(self.path) if part), "")
         shapes = tuple(tuple(r.shape) if isinstance(r, Tensor) else () for r in results)
         floating = tensors[0].is_floating_point()
-        self.operations.append(Operation(name, args, dict(kwargs), shapes, floating, path))
+        self.operations.append(Operation(name, args, dict(kwargs), shapes, floating, path, overload))
         for output, tensor in enumerate(results):
             if isinstance(tensor, Tensor):
                 self._values[id(tensor)] = Value(len(self.operations) - 1, output)
