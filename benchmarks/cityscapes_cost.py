@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attackcheck.attacking import stages_that_run
 from attackcheck.attacks.plans import plan
 from attackcheck.claims import LipschitzClaim
+from attackcheck.cones import cone_of
 from attackcheck.models.networks import SIZES, build, export
 from attackcheck.passes import count_passes
 from attackcheck.receptive import measure_field, windows
@@ -37,7 +38,7 @@ SPREAD = 0.15
 """Of the certified pixels of an image, relative."""
 
 
-def operations(model: nn.Module, height: int, width: int) -> tuple[float, float]:
+def operations(model: Callable[[torch.Tensor], torch.Tensor], height: int, width: int) -> tuple[float, float]:
     """Floating-point operations of one row forward, and backward to the image."""
     # Counted on a quarter in each direction where that is allowed: convolutions cost the same for each pixel.
     points = torch.zeros(1, 3, height, width, requires_grad=True)
@@ -73,14 +74,16 @@ def main() -> None:
     if crops is None:
         raise SystemExit("the receptive field is too large for crops")
     crop = crops.height, crops.width
-    small = operations(model, *crop)
+    cone = cone_of(model, image[:, : crop[0], : crop[1]], crops.field.stride)
+    middle = [torch.tensor([side // 2]) for side in crop]
+    small = operations(model if cone is None else cone.at(*middle)[0], *crop)
     part = operations(model, 256, 512)
     whole = tuple(each * HEIGHT * WIDTH / (256 * 512) for each in part)
     packed = (HEIGHT // crop[0]) * (WIDTH // crop[1])
     print(
         f"{arguments.network}: crops of {crop[0]}x{crop[1]}; {small[0] / 1e9:.2f} + {small[1] / 1e9:.2f} GFLOP for a "
-        f"crop forward and backward, {whole[0] / 1e9:.0f} + {whole[1] / 1e9:.0f} for an image; {packed} crops are "
-        "confirmed at once"
+        f"crop around its pixel, forward and backward, {whole[0] / 1e9:.0f} + {whole[1] / 1e9:.0f} for an image; "
+        f"{packed} crops are confirmed at once"
     )
     table = Table("plan", "pixels", "PFLOP an image", "1 GPU", "8 GPUs", "64 GPUs", "busy of 64")
     for name in ("quick", "standard"):

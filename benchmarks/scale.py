@@ -37,6 +37,7 @@ import attackcheck as ac
 from attackcheck.attacks import registry
 from attackcheck.attacks.objectives import PixelFlip
 from attackcheck.attacks.plans import plan
+from attackcheck.cones import Cone, Spot, cone_of
 from attackcheck.engine import run
 from attackcheck.events import Advanced, ImageStarted, RunFinished
 from attackcheck.examination import SMALLEST_IMAGE
@@ -63,6 +64,10 @@ def network(name: str) -> nn.Module:
     return export(build(config, seed=0)).eval().requires_grad_(False)
 
 
+AROUND = Cone.__call__
+"""What computes a network around a pixel, before anybody watches it."""
+
+
 def picture(height: int, width: int) -> Tensor:
     """Coarse noise (3, H, W)."""
     generator = torch.Generator().manual_seed(0)
@@ -86,6 +91,13 @@ class Watch:
         return self
 
     def on(self, model: nn.Module) -> nn.Module:
+        def timed(cone: Cone, images: Tensor, spot: Spot) -> Tensor:
+            start = self.now()
+            logits = AROUND(cone, images, spot)
+            self.inside += self.now() - start
+            return logits
+
+        Cone.__call__ = timed  # type: ignore[method-assign]
         model.register_forward_pre_hook(self._begin)
         model.register_forward_hook(self._end)
         return model
@@ -125,6 +137,11 @@ def measured(name: str, height: int, width: int, pixels: int, device: str) -> di
     part_of = picture_[:, : min(height, 256), : min(width, 256)]
     times = height * width / math.prod(part_of.shape[1:])
     passes = tuple(work * times for work in network_passes(plain, part_of, many=True))
+    if cut is not None and crop is not None and field is not None:
+        small = picture_[:, : crop[0], : crop[1]]
+        cone = cone_of(plain, small, field.stride)
+        middle = [torch.full((1,), side // 2, device=device) for side in crop]
+        passes = tuple(network_passes(plain if cone is None else cone.at(*middle)[0], small, many=True))
     model = watch.on(network(name))
     data = ArrayImages(picture(height, width)[None])
     settings = Settings(plan=plan("quick"), pixels=pixels, device=device, audit=False)
@@ -145,8 +162,7 @@ def measured(name: str, height: int, width: int, pixels: int, device: str) -> di
     image, (there, back) = height * width, passes
     rows_forward = sum(attack.forward for attack in report.attacks)
     rows_backward = sum(attack.backward for attack in report.attacks)
-    part = (1.0 if crop is None else crop[0] * crop[1] / image) / max(1, report.attacked_count)
-    floor = peak.seconds((there * rows_forward + back * rows_backward) * part)
+    floor = peak.seconds((there * rows_forward + back * rows_backward) * (1.0 / max(1, report.attacked_count)))
     return {
         "network": name,
         "image": f"{height}x{width}",

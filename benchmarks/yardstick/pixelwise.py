@@ -18,7 +18,7 @@ from .libraries import fenced
 from .subjects import Pixel, Subject
 from .tape import Clock, Result, Tape, judged
 
-__all__ = ["OURS", "Own", "largest_group", "run_ours", "run_peer", "run_stages"]
+__all__ = ["OURS", "Own", "largest_group", "narrowed", "run_ours", "run_peer", "run_stages"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ OURS = {
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     **{f"{n} turns": Own("towards the runner-up", (_turns(n, classes=1),)) for n in (2, 3, 4)},
     **{f"{n} turns of 2": Own("the nearer of two classes", (_turns(n, classes=2),)) for n in (2, 3, 4)},
-    **{f"{n} turns of 3": Own("the nearest of three classes", (_turns(n, classes=3),)) for n in (2, 3, 5, 8, 16, 18)},
+    **{
+        f"{n} turns of 3": Own("the nearest of three classes", (_turns(n, classes=3),))
+        for n in (2, 3, 5, 8, 16, 18, 32)
+    },
     "16 turns searched": Own(
         "after two looks along the ray", (Stage("linearised", options={**_turns(16, classes=3).options, "search": 2}),)
     ),
@@ -78,13 +81,16 @@ class Group:
 
     members: list[int]
     windows: Tensor  # (B, C, h, w)
-    rows: Tensor
-    columns: Tensor
     tape: Tape
 
 
-def _groups(subject: Subject, members: Sequence[int], size: int | None, alike: bool) -> Iterator[Group]:
-    """Groups of at most `size` pixels (None: what fits); with `alike` the pixel is at one place in all windows."""
+def _groups(
+    subject: Subject, members: Sequence[int], size: int | None, *, alike: bool, around: bool
+) -> Iterator[Group]:
+    """Groups of at most `size` pixels (None: what fits); with `alike` the pixel is at one place in all windows.
+
+    With `around` the network is computed around the pixels only, where it can be.
+    """
     sorted_by: dict[tuple[int, ...], list[int]] = {}
     for i in members:
         pixel = subject.pixels[i]
@@ -98,13 +104,20 @@ def _groups(subject: Subject, members: Sequence[int], size: int | None, alike: b
             pixels = [subject.pixels[i] for i in part]
             windows = torch.stack([p.crop.cut(subject.images[p.image]) for p in pixels])
             rows, columns = torch.tensor([_place(p) for p in pixels]).T
-            yield Group(part, windows, rows, columns, Tape(subject.model, windows, rows, columns))
+            cone = subject.cone(windows[0]) if around else None
+            yield Group(part, windows, Tape(subject.model, windows, rows, columns, cone))
 
 
 def largest_group(subject: Subject) -> int:
     """How many pixels a library could be given at once: those at one place of their windows."""
     everyone = range(len(subject.pixels))
-    return max((len(group.members) for group in _groups(subject, everyone, len(everyone), alike=True)), default=0)
+    groups = _groups(subject, everyone, len(everyone), alike=True, around=False)
+    return max((len(group.members) for group in groups), default=0)
+
+
+def narrowed(subject: Subject) -> bool:
+    """Whether the network can be computed around the pixels only."""
+    return all(subject.cone(pixel.crop.cut(subject.images[pixel.image])) is not None for pixel in subject.pixels)
 
 
 def _place(pixel: Pixel) -> tuple[int, int]:
@@ -134,7 +147,8 @@ class _Sum:
         """Whether the pixel has been seen flipped."""
         return self._best[i] < math.inf
 
-    def close(self) -> Result:
+    def close(self, *, around: bool) -> Result:
+        self.result.around = around
         self.result.distance = judged(self._subject, self._subject.pixels, self._points)
         return self.result
 
@@ -157,10 +171,10 @@ def run_stages(subject: Subject, label: str, own: Own) -> Result:
                 settled = stage.unflipped and (warm or total.found(i))
                 if not settled and (stage.pixels is None or per_image[pixel.image] <= stage.pixels):
                     members.append(i)
-            for group in _groups(subject, members[: 2 if warm else None], None, alike=False):
+            for group in _groups(subject, members[: 2 if warm else None], None, alike=False, around=True):
                 tape = group.tape
                 tape.ordered = "." not in stage.attack
-                objective = PixelFlip(group.rows, group.columns, loss=stage.loss)
+                objective = PixelFlip(tape.rows, tape.columns, loss=stage.loss)
                 tape.forward = tape.backward = 0
                 with fenced(0):
                     clock = Clock()
@@ -168,19 +182,22 @@ def run_stages(subject: Subject, label: str, own: Own) -> Result:
                     spent = clock.milliseconds()
                 if not warm:
                     total.add(group, spent)
-    return total.close()
+    return total.close(around=True)
 
 
-def run_peer(subject: Subject, peer: Peer, *, full: bool, batch: int, seed: int) -> Result:
+def run_peer(
+    subject: Subject, peer: Peer, *, full: bool, batch: int = 1, around: bool = False, seed: int = 0
+) -> Result:
     """A library's attack on all pixels, `batch` at once where windows and places in them agree.
 
-    An attack that raises is counted in `failures`, with what it had shown until then.
+    With `around` it is given the network around its pixel, as ours are. An attack that raises is counted in `failures`,
+    with what it had shown until then.
     """
-    label = peer.name if batch == 1 else f"{peer.name} (batched)"
+    label = peer.name + (" (batched)" if batch > 1 else "") + (" (around)" if around else "")
     total = _Sum(subject, label, peer.library, peer.budget(full))
     everyone = list(range(len(subject.pixels)))
     for warm in (True, False):
-        for group in _groups(subject, everyone[:1] if warm else everyone, batch, alike=True):
+        for group in _groups(subject, everyone[:1] if warm else everyone, batch, alike=True, around=around):
             sight = _sight(group, full=False if warm else full)
             group.tape.forward = group.tape.backward = 0
             with fenced(seed):
@@ -197,7 +214,7 @@ def run_peer(subject: Subject, peer: Peer, *, full: bool, batch: int, seed: int)
             if not warm:
                 total.add(group, spent)
     total.result.failures = {kind: count for kind, count in total.result.failures.items() if count}
-    return total.close()
+    return total.close(around=around)
 
 
 def _sight(group: Group, *, full: bool) -> Sight:
@@ -205,7 +222,7 @@ def _sight(group: Group, *, full: bool) -> Sight:
     tape, windows = group.tape, group.windows
     points = windows.clone().requires_grad_()
     tape.ordered = True
-    logits = tape(points)[torch.arange(len(windows)), :, group.rows, group.columns]  # (B, K)
+    logits = tape(points)[torch.arange(len(windows)), :, tape.rows, tape.columns]  # (B, K)
     order = logits.argsort(dim=1, descending=True)
     label, distance = order[:, 0], torch.full((len(windows),), math.inf)
     own = logits.gather(1, label[:, None])[:, 0]
@@ -218,7 +235,7 @@ def _sight(group: Group, *, full: bool) -> Sight:
     low = float(windows.min()) - max(0.25, 4 * reach)
     high = float(windows.max()) + max(0.25, 4 * reach)
     scale = 12 / max(float(margins.median()), 1e-12)
-    row, column = int(group.rows[0]), int(group.columns[0])
+    row, column = int(tape.rows[0]), int(tape.columns[0])
     view = PixelView(tape, row, column, box=(low, high), scale=scale, dtype=windows.dtype).eval()
     tape.ordered = len(windows) == 1
     seen = view.enter(windows).clamp(0, 1)

@@ -48,6 +48,7 @@ class Sheet:
     results: list[Result]
     unit: str = "pixel"
     row: tuple[float, float] | None = None  # milliseconds that a row takes at least, forward and backward
+    around: tuple[float, float] | None = None  # of the network around a pixel, which ours have
 
     def tightness(self) -> np.ndarray[Any, Any]:
         """(R, P) of each contestant and place, 0 where nothing was found."""
@@ -81,12 +82,16 @@ class Sheet:
                     "forward": result.forward,
                     "backward": result.backward,
                     "ms": result.milliseconds,
-                    "floor": None if self.row is None else result.forward * self.row[0] + result.backward * self.row[1],
+                    "floor": self._floor(result),
                     "ours as tight": rival,
                     "times slower": slower,
                 }
             )
         return rows
+
+    def _floor(self, result: Result) -> float | None:
+        row = self.around if self.around is not None and result.around else self.row
+        return None if row is None else result.forward * row[0] + result.backward * row[1]
 
     def _rival(self, result: Result, own: float, mean: np.ndarray[Any, Any]) -> tuple[str | None, float | None]:
         """Our cheapest contestant at least as tight as a peer, and how many times the peer's time is of its."""

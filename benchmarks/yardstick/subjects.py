@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import attackcheck as ac
+from attackcheck.cones import Cone, cone_of
 from attackcheck.models.datasets import Dataset, load_data
 from attackcheck.models.exact import affine_conv
 from attackcheck.models.layers import MaxMin, Normalise, conv, up
@@ -64,6 +65,15 @@ class Subject:
     radii: Tensor
     pixels: list[Pixel]
     certified: bool = True
+    stride: int = 1
+    cones: dict[tuple[int, ...], Cone | None] = field(default_factory=dict)
+
+    def cone(self, window: Tensor) -> Cone | None:
+        """The network around one pixel of windows (C, h, w) of this shape, None where it cannot be had."""
+        shape = tuple(window.shape)
+        if shape not in self.cones:
+            self.cones[shape] = cone_of(self.model, window, self.stride)
+        return self.cones[shape]
 
 
 def subject(
@@ -122,7 +132,7 @@ def subject(
             ]
     if crops:
         _windows(model, batch, chosen, stride)
-    return Subject(name, note, model, claim, batch, radii.double(), chosen, certified)
+    return Subject(name, note, model, claim, batch, radii.double(), chosen, certified, stride)
 
 
 def _stack(pictures: Dataset, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attackcheck.cones import Cone, Spot
 from attackcheck.probe import Probe
 
 from .subjects import Pixel, Subject
@@ -22,11 +23,22 @@ class Tape:
 
     Any number of rows may be asked for at once. Row r belongs to pixel r modulo B, as our attacks lay them out unless
     they ask for the tape of certain rows, or, for libraries that drop and reorder rows, to the
-    pixel whose clean window is nearest (`ordered=False`).
+    pixel whose clean window is nearest (`ordered=False`). With a cone only the logits around the pixels are computed.
+    The pixels' logits are at `rows` and `columns` (B,) of what comes back.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], windows: Tensor, rows: Tensor, columns: Tensor) -> None:
-        self._model, self._windows, self._rows, self._columns = model, windows, rows, columns
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        windows: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        cone: Cone | None = None,
+    ) -> None:
+        self._model, self._windows, self._cone = model, windows, cone
+        self._spot = None if cone is None else Spot(cone, rows, columns)
+        self._spots: dict[int, Spot] = {}
+        self.rows, self.columns = (rows, columns) if self._spot is None else self._spot.inside
         with torch.no_grad():
             self.clean = model(windows)[torch.arange(len(windows)), :, rows, columns]  # (B, K)
         self._label = self.clean.argmax(1)
@@ -36,34 +48,35 @@ class Tape:
         self.ordered = True
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self._shown(images, None)
+        count, batch = len(images), len(self._windows)
+        if not self.ordered and batch > 1:
+            owner = torch.cdist(images.detach().flatten(1), self._windows.flatten(1)).argmin(1)
+            return self._shown(images, owner, self._spot and self._spot.rows(owner))
+        owner = torch.arange(count) % batch
+        if self._spot is not None and count not in self._spots:
+            self._spots[count] = self._spot.rows(owner)
+        return self._shown(images, owner, self._spots.get(count))
 
-    def _shown(self, images: Tensor, index: Tensor | None) -> Tensor:
+    def _shown(self, images: Tensor, owner: Tensor, spot: Spot | None) -> Tensor:
         images = images.to(self._windows.dtype)
-        logits = self._model(images)
+        logits = self._model(images) if self._cone is None or spot is None else self._cone(images, spot)
         self.forward += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count)
         with torch.no_grad():
-            self._record(images.detach(), logits.detach(), index)
+            self._record(images.detach(), logits.detach(), owner)
         return logits
 
     def for_rows(self, index: Tensor) -> Callable[[Tensor], Tensor]:
         """The tape for calls whose rows belong to the pixels `index` (R,) of our attacks."""
-        return lambda images: self._shown(images, index)
+        spot = None if self._spot is None else self._spot.rows(index)
+        return lambda images: self._shown(images, index, spot)
 
     def _count(self, gradient: Tensor) -> None:
         self.backward += len(gradient)
 
-    def _record(self, images: Tensor, logits: Tensor, index: Tensor | None) -> None:
-        batch = len(self._windows)
-        if index is not None:
-            owner = index
-        elif batch == 1 or self.ordered:
-            owner = torch.arange(len(images)) % batch
-        else:
-            owner = torch.cdist(images.flatten(1), self._windows.flatten(1)).argmin(1)
-        z = logits[torch.arange(len(images)), :, self._rows[owner], self._columns[owner]]
+    def _record(self, images: Tensor, logits: Tensor, owner: Tensor) -> None:
+        z = logits[torch.arange(len(images)), :, self.rows[owner], self.columns[owner]]
         flipped = z.argmax(1) != self._label[owner]
         distance = (images - self._windows[owner]).flatten(1).norm(dim=1).double()
         distance = torch.where(flipped & distance.isfinite() & (distance > 0), distance, math.inf)
@@ -86,6 +99,7 @@ class Result:
     backward: float
     milliseconds: float  # CPU, per pixel
     failures: dict[str, int] = field(default_factory=dict)
+    around: bool = False  # the network was computed around the pixels only
 
 
 class Clock:
