@@ -16,13 +16,13 @@ from attackcheck.cones import rules as cone_rules
 from attackcheck.cones.plan import planned
 from attackcheck.cones.spans import Span
 from attackcheck.counterexample import Outcome, load_counterexample, replay
-from attackcheck.lipschitz.tracing import trace_as_is
 from attackcheck.models import exact
 from attackcheck.models.isounet import SIZES as ISOUNETS
 from attackcheck.models.isounet import IsoUNet
 from attackcheck.models.lipnet import SIZES as LIPNETS
 from attackcheck.models.lipnet import LipNet
 from attackcheck.models.networks import build
+from attackcheck.tracing import trace_as_is
 
 
 def seeded(make, seed=0):

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attackcheck as ac
 from attackcheck import synchrony
 from attackcheck.attacks import ImageFlip, PixelFlip, RegionFlip, registry
+from attackcheck.cones import cone_of
 from attackcheck.crop_probe import CropProbe
 from attackcheck.crops import Crops
 from attackcheck.probe import Probe
@@ -156,14 +157,17 @@ def test_waits_do_not_grow_with_the_steps_of_descents(few, many):
 
 
 @pytest.mark.usefixtures("setting")
-def test_waits_in_crops_do_not_grow_with_the_steps():
+@pytest.mark.parametrize("around", [False, True])
+def test_waits_in_crops_do_not_grow_with_the_steps(around):
     probe = probed(3 * SIZE)
     cut = windows(measure_field(probe.counted, probe.image), 3 * SIZE, 3 * SIZE)
+    cone = cone_of(probe._model, probe.image[:, : cut.height, : cut.width], cut.field.stride) if around else None
+    assert (cone is not None) == around
     rows, columns = torch.tensor([2, 5, 9]), torch.tensor([3, 6, 10])
     probe.aim(rows, columns, cut)
     seen = []
     for turns in (6, 12):
-        crops = CropProbe(Crops(probe, cut, torch.full((5,), 1e-4)), probe, rows, columns)
+        crops = CropProbe(Crops(probe, cut, torch.full((5,), 1e-4), cone), probe, rows, columns)
         seen.append(waits(probe, "linearised", "pixel", {"rays": 2, "iterations": turns}, crops))
     assert len(seen[0]) == len(seen[1]), seen
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attackcheck.cones.plan import Part, Step, planned
-from attackcheck.lipschitz.tracing import Untraceable, Value, trace_as_is
 from attackcheck.memory import ran_out
 from attackcheck.receptive import random_images
+from attackcheck.tracing import Untraceable, Value, trace_as_is
 
 __all__ = ["Cone", "Spot", "cone_of"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attackcheck.cones.rules import Rule, function_of, rule_of, sources
 from attackcheck.cones.spans import Box, Span, boxed
-from attackcheck.lipschitz.tracing import Graph, Operation, Value
+from attackcheck.tracing import Graph, Operation, Value
 
 __all__ = ["Part", "Plan", "Step", "planned"]
 

@@ -14,96 +14,21 @@ import torch
 from torch import Tensor
 
 from attackcheck.cones.spans import Box, boxed
-from attackcheck.lipschitz.tracing import Graph, Operation, Value
+from attackcheck.tracing import Graph, Operation, Value
 
 __all__ = ["Rule", "function_of", "rule_of", "sources"]
 
 Pair = tuple[int, int]
 
-_EVERYWHERE = frozenset(
-    (
-        "_log_softmax",
-        "_prelu_kernel",
-        "_softmax",
-        "_to_copy",
-        "abs",
-        "add",
-        "alias",
-        "amax",
-        "amin",
-        "argmax",
-        "cat",
-        "celu",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "cos",
-        "detach",
-        "div",
-        "elu",
-        "eq",
-        "erf",
-        "exp",
-        "fill",
-        "ge",
-        "gelu",
-        "gt",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "le",
-        "leaky_relu",
-        "lerp",
-        "log",
-        "log1p",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "lt",
-        "max",
-        "maximum",
-        "mean",
-        "min",
-        "minimum",
-        "mish",
-        "mul",
-        "ne",
-        "neg",
-        "ones_like",
-        "pow",
-        "reciprocal",
-        "relu",
-        "rsqrt",
-        "rsub",
-        "select",
-        "sgn",
-        "sigmoid",
-        "sign",
-        "silu",
-        "sin",
-        "slice",
-        "softmax",
-        "softplus",
-        "sort",
-        "split",
-        "split_with_sizes",
-        "sqrt",
-        "square",
-        "squeeze",
-        "stack",
-        "sub",
-        "sum",
-        "tanh",
-        "threshold",
-        "to",
-        "true_divide",
-        "unbind",
-        "unsqueeze",
-        "where",
-        "zeros_like",
-    )
-)
+_EVERYWHERE = frozenset((
+    "_log_softmax", "_prelu_kernel", "_softmax", "_to_copy", "abs", "add", "alias", "amax", "amin", "argmax", "cat",
+    "celu", "clamp", "clamp_max", "clamp_min", "clone", "cos", "detach", "div", "elu", "eq", "erf", "exp", "fill",
+    "ge", "gelu", "gt", "hardsigmoid", "hardswish", "hardtanh", "le", "leaky_relu", "lerp", "log", "log1p",
+    "logical_and", "logical_not", "logical_or", "lt", "max", "maximum", "mean", "min", "minimum", "mish", "mul",
+    "ne", "neg", "ones_like", "pow", "reciprocal", "relu", "rsqrt", "rsub", "select", "sgn", "sigmoid", "sign",
+    "silu", "sin", "slice", "softmax", "softplus", "sort", "split", "split_with_sizes", "sqrt", "square", "squeeze",
+    "stack", "sub", "sum", "tanh", "threshold", "to", "true_divide", "unbind", "unsqueeze", "where", "zeros_like",
+))  # fmt: skip
 _NORMS = frozenset(("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"))
 _SHAPES = frozenset(("view", "_unsafe_view", "reshape"))
 # The argument that names an axis, counted from 0; of those with a list of axes it is the same place.
@@ -130,11 +55,6 @@ class Rule:
     run: Callable[..., Any]
     step: Pair = (1, 1)
     grow: Pair = (1, 1)
-
-    @property
-    def alike(self) -> bool:
-        """Whether every place of the output depends on the same place of the inputs."""
-        return self.need is _same
 
 
 def sources(arguments: Any) -> list[Value]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from attackcheck.lipschitz.bound import root
 from attackcheck.lipschitz.bounds import Bound
 from attackcheck.lipschitz.reading import Reading
-from attackcheck.lipschitz.tracing import Operation, Value
+from attackcheck.tracing import Operation, Value
 
 __all__ = [
     "PADDINGS",

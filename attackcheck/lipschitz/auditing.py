@@ -22,8 +22,8 @@ from attackcheck.lipschitz.findings import AuditReport, AuditVerdict, Layer, Wit
 from attackcheck.lipschitz.promises import promises, taken_whole
 from attackcheck.lipschitz.reading import Measured, Reading
 from attackcheck.lipschitz.rules import OutOfTime, read
-from attackcheck.lipschitz.tracing import Untraceable, Value, trace
 from attackcheck.subject import Settings, Subject
+from attackcheck.tracing import Untraceable, Value, trace
 
 __all__ = ["audit", "quick_audit"]
 

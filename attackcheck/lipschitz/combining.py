@@ -25,7 +25,7 @@ from attackcheck.lipschitz.arguments import (
 from attackcheck.lipschitz.bound import down, up
 from attackcheck.lipschitz.bounds import Bound
 from attackcheck.lipschitz.reading import Pixelwise, Reading, slices
-from attackcheck.lipschitz.tracing import Operation, Value
+from attackcheck.tracing import Operation, Value
 
 __all__ = [
     "COMBINING",

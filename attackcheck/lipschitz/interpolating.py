@@ -6,7 +6,7 @@ from typing import Any
 
 from attackcheck.lipschitz import bounds
 from attackcheck.lipschitz.bounds import Bound
-from attackcheck.lipschitz.tracing import Operation
+from attackcheck.tracing import Operation
 
 __all__ = ["MODES", "interpolated"]
 

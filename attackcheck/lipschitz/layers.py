@@ -24,7 +24,7 @@ from attackcheck.lipschitz.arguments import (
 )
 from attackcheck.lipschitz.bounds import Bound
 from attackcheck.lipschitz.reading import Pixelwise, Reading
-from attackcheck.lipschitz.tracing import Operation, Value
+from attackcheck.tracing import Operation, Value
 
 __all__ = [
     "LAYERS",

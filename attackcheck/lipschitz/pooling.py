@@ -19,7 +19,7 @@ from attackcheck.lipschitz.arguments import (
 )
 from attackcheck.lipschitz.interpolating import MODES, interpolated
 from attackcheck.lipschitz.reading import Pixelwise, Reading
-from attackcheck.lipschitz.tracing import Operation, Value
+from attackcheck.tracing import Operation, Value
 
 __all__ = [
     "POOLING",

@@ -14,7 +14,7 @@ from torch import Tensor
 from attackcheck.lipschitz.bound import root
 from attackcheck.lipschitz.bounds import Bound
 from attackcheck.lipschitz.composition import Added, Joined, Parted, Relation, Scaled, Unbounded
-from attackcheck.lipschitz.tracing import Graph, Operation, Value
+from attackcheck.tracing import Graph, Operation, Value
 
 __all__ = ["Measured", "Pixelwise", "Reading", "slices"]
 

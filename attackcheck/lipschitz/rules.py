@@ -16,7 +16,7 @@ from attackcheck.lipschitz.combining import COMBINING, CONSTANT
 from attackcheck.lipschitz.layers import LAYERS
 from attackcheck.lipschitz.pooling import POOLING
 from attackcheck.lipschitz.reading import Reading
-from attackcheck.lipschitz.tracing import Graph, Value
+from attackcheck.tracing import Graph, Value
 
 __all__ = ["RULES", "OutOfTime", "read"]
 

@@ -16,12 +16,12 @@ from attackcheck.errors import InputError
 from attackcheck.lipschitz.composition import compose
 from attackcheck.lipschitz.promises import taken_whole
 from attackcheck.lipschitz.rules import OutOfTime, read
-from attackcheck.lipschitz.tracing import Untraceable, trace
 from attackcheck.measures.costs import top_two
 from attackcheck.measures.sharing import in_order
 from attackcheck.refined.costs import CHUNK, RefinedCosts
 from attackcheck.refined.slopes import Slopes, measure_slopes
 from attackcheck.refined.tail import Tail, find_tail
+from attackcheck.tracing import Untraceable, trace
 
 __all__ = ["RefinedCertificate", "refine"]
 

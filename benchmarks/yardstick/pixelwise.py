@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attackcheck.attacking import usual_rows
 from attackcheck.attacks import PixelFlip, registry
 from attackcheck.attacks.plans import Stage, plan
 from attackcheck.attacks.views import PixelView
+from attackcheck.subject import Settings
 
 from .classifiers import Peer, Sight
 from .libraries import fenced
@@ -45,12 +47,16 @@ def _scouted(**more: object) -> Stage:
 OURS = {
     "one ray": Own("runner-up alone", (Stage("linearised", options={"classes": 1, "iterations": 0}),)),
     "one point": Own("of that ray", (_turns(0, classes=1),)),
+    "one look": Own(
+        "at that point", (Stage("linearised", options={"classes": 1, "search": 1, "iterations": 0, "refine": 0}),)
+    ),
+    **{f"1 turn of {n}": Own("towards the nearest of so many classes", (_turns(1, classes=n),)) for n in (1, 2, 3)},
     "rays": Own("all classes", (Stage("linearised", options={"classes": 20, "rays": 20, "iterations": 0}),)),
     **{f"{n} turns": Own("towards the runner-up", (_turns(n, classes=1),)) for n in (2, 3, 4)},
     **{f"{n} turns of 2": Own("the nearer of two classes", (_turns(n, classes=2),)) for n in (2, 3, 4)},
     **{
         f"{n} turns of 3": Own("the nearest of three classes", (_turns(n, classes=3),))
-        for n in (2, 3, 5, 8, 16, 18, 32)
+        for n in (2, 3, 5, 6, 8, 16, 18, 32)
     },
     "16 turns searched": Own(
         "after two looks along the ray", (Stage("linearised", options={**_turns(16, classes=3).options, "search": 2}),)
@@ -71,8 +77,8 @@ OURS = {
     ),
     "cw": Own("defaults", (Stage("cw"),)),
 }
-ROWS = 2**16
-"""Image pixels per call of ours, as in the engine."""
+FULL = 1024, 2048
+"""Height and width of images of which ours attack as many crops in a call as the engine would."""
 
 
 @dataclass
@@ -98,7 +104,7 @@ def _groups(
         key: tuple[int, ...] = (crop.bottom - crop.top, crop.right - crop.left)
         sorted_by.setdefault((*key, *(_place(pixel) if alike else ())), []).append(i)
     for key, indices in sorted_by.items():
-        step = size or max(1, ROWS // (key[0] * key[1]))
+        step = size or usual_rows(Settings(plan("quick")), FULL, (key[0], key[1]))
         for start in range(0, len(indices), step):
             part = indices[start : start + step]
             pixels = [subject.pixels[i] for i in part]
