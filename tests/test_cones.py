@@ -259,6 +259,50 @@ def test_what_comes_before_an_unknown_operation_is_computed_as_a_whole():
     assert cone_of(model, crop, 1) is not None  # positions inside the crop are what they were: nothing was cut before
 
 
+def drawn(seed):
+    """A random network, of layers that have rules and of some that have none, and the total stride of its cells."""
+    torch.manual_seed(seed)
+    some = [
+        nn.Conv2d(4, 4, (3, 5), padding=(2, 4), dilation=2, groups=2),
+        nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Tanh(), nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1)),
+        nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Upsample(scale_factor=2)),
+        nn.Sequential(nn.AvgPool2d(4, 2, 1, count_include_pad=False), nn.Upsample(scale_factor=2, mode="bilinear")),
+        nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(16, 16, 3, padding=1), nn.PixelShuffle(2)),
+        nn.Sequential(nn.ZeroPad2d((2, 1, 1, 0)), nn.Conv2d(4, 4, (2, 4))),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate"),
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm2d(4),
+        nn.Softmax(1),
+        Residual(4),
+        Sorted(),
+        nn.Conv2d(4, 4, 3, padding=1),
+    ]
+    chosen = [some[i] for i in torch.randint(len(some), (4,)).tolist()]
+    ends = nn.Conv2d(3, 4, 2, 2), nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 4, 3, padding=1)
+    return nn.Sequential(ends[0], *chosen, *ends[1:]).eval().requires_grad_(False)
+
+
+def test_cones_of_random_networks():
+    made = 0
+    for seed in range(24):
+        model, crop = drawn(seed), torch.rand(3, 36, 40, generator=torch.Generator().manual_seed(seed))
+        cone = cone_of(model, crop, 4)
+        assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
+        if cone is None:
+            continue
+        made += 1
+        rows, columns = torch.randint(36, (24,)), torch.randint(40, (24,))
+        points = crop + 0.3 * torch.randn(24, 3, 36, 40)
+        found = []
+        for call, down, across in ((model, rows, columns), cone.at(rows, columns)):
+            leaf = points.clone().requires_grad_()
+            logits = call(leaf)[torch.arange(24), :, down, across]
+            found.append((logits.detach(), *torch.autograd.grad(logits[:, 0].sum() - logits[:, 1].sum(), leaf)))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()), msg=f"seed {seed}")
+    assert made >= 8
+
+
 @pytest.mark.parametrize("fault", ["kernels are thought smaller", "padding is forgotten"])
 def test_a_wrong_rule_is_noticed(monkeypatch, fault):
     model, crop = seeded(residual), torch.rand(3, 28, 24)
