@@ -251,6 +251,86 @@ def test_other_networks_without_a_cone():
     cone_of(gradientless.requires_grad_(False), crop, 1)  # whatever it says, it does not fail
 
 
+class Crossed(nn.Module):
+    """A value that goes down a stride and is added to one that does not: their boxes have other grids."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.p = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.c, self.down, self.up = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 2, 2),
+            nn.ConvTranspose2d(4, 4, 2, 2),
+        )
+
+    def forward(self, x):
+        a, b = self.a(x), self.p(self.b(x))
+        return self.c(a + b) + self.up(self.down(a))
+
+
+class Keeping(nn.Module):
+    """Keeps what it saw for the next image of that size."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.layers = None, nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)])
+
+    def forward(self, x):
+        if self.seen is None or self.seen.shape[-2:] != x.shape[-2:]:
+            self.seen = torch.ones_like(x[:1, :1])
+        return self.layers(torch.cat([x, self.seen.expand(len(x), -1, -1, -1)], 1))
+
+
+class Clamp(torch.autograd.Function):
+    """Says that it let everything through; the same as nothing inside the range of images."""
+
+    @staticmethod
+    def forward(ctx, x):  # noqa: ARG004
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ARG004
+        return gradient
+
+
+class Apart(nn.Module):
+    """Scaled by what gradients do not see, outside the range of images only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)])
+
+    def forward(self, x):
+        with torch.no_grad():
+            beyond = F.relu(x - 1.0)
+        return self.layers(x * (1 + beyond))
+
+
+class Clamped(Apart):
+    def forward(self, x):
+        return self.layers(Clamp.apply(x))
+
+
+def test_boxes_of_other_grids_meet():
+    assert cone_of(seeded(Crossed), torch.rand(3, 32, 32), 2) is not None
+
+
+@pytest.mark.parametrize("make", [Clamped, Apart])
+def test_gradients_that_operations_do_not_show_are_noticed(make):
+    assert cone_of(seeded(make), torch.rand(3, 32, 32), 1) is None
+
+
+def test_tracing_leaves_nothing_in_the_network():
+    model, image = seeded(Keeping), torch.rand(1, 3, 32, 32)
+    cone_of(model, image[0], 1)
+    assert type(model.seen) in (type(None), torch.Tensor)  # none without numbers
+    assert type(model(image)) is torch.Tensor
+
+
+def test_a_network_without_operations_has_no_cone():
+    assert cone_of(nn.Identity(), torch.rand(3, 32, 32), 1) is None
+
+
 def test_what_comes_before_an_unknown_operation_is_computed_as_a_whole():
     model = seeded(lambda: Positional(24, 24))
     crop = torch.rand(3, 24, 24)

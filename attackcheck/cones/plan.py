@@ -94,7 +94,7 @@ class _Needs:
             outputs = self.outputs(number)
             if outputs:
                 for value in sources_of(graph.operations[number]):
-                    self._needed(value, self.of_input(number, value), self.rules[number], outputs)
+                    self._needed(value, self.of_input(number, value), number)
 
     def whole(self, value: Value) -> Box | None:
         """All of a value, None where its entries do not divide into cells."""
@@ -125,13 +125,22 @@ class _Needs:
                 return None
             wanted = rule.need(box, like).union(box.scaled(rule.step, rule.grow, like))
             total = wanted if total is None else total.union(wanted)
-        return None if total is None else total.aligned(self._grid.get(value, (1, 1)))
+        return None if total is None else total.aligned((self._grid_of(number, 0), self._grid_of(number, 1)))
 
-    def _needed(self, value: Value, box: Box | None, rule: Rule | None, outputs: list[Value]) -> None:
+    def _grid_of(self, number: int, axis: int) -> int:
+        """At which multiples the boxes of an operation's inputs must begin and end, all alike."""
+        rule = self.rules[number]
+        if rule is None:
+            return 1
+        step, grow = rule.step[axis], rule.grow[axis]
+        later = [self._grid.get(output, (1, 1))[axis] for output in self.outputs(number)]
+        return math.lcm(*(math.lcm(by, grow) // grow * step for by in later))
+
+    def _needed(self, value: Value, box: Box | None, number: int) -> None:
         like = self.whole(value)
         if value in self.boxes and self.boxes[value] is None:
             return
-        grid = None if rule is None or like is None else self._grid_for(value, like, rule, outputs)
+        grid = None if like is None else self._grid_for(value, like, number)
         if box is None or grid is None:
             self.boxes[value] = None
             return
@@ -139,14 +148,11 @@ class _Needs:
         known = self.boxes.get(value)
         self.boxes[value] = (box if known is None else known.union(box)).aligned(grid)
 
-    def _grid_for(self, value: Value, like: Box, rule: Rule, outputs: list[Value]) -> Pair | None:
-        """At which multiples an input's boxes must begin and end, for an operation as well; None: cells have others."""
+    def _grid_for(self, value: Value, like: Box, number: int) -> Pair | None:
+        """Multiples for all that an input goes into so far, this operation too; None: they do not divide its cells."""
         grid = []
         for axis, span in enumerate((like.rows, like.columns)):
-            step, grow = rule.step[axis], rule.grow[axis]
-            later = [self._grid.get(output, (1, 1))[axis] for output in outputs]
-            wanted = [math.lcm(number, grow) // grow * step for number in later]
-            least = math.lcm(self._grid.get(value, (1, 1))[axis], *wanted)
+            least = math.lcm(self._grid.get(value, (1, 1))[axis], self._grid_of(number, axis))
             if span.unit % least or span.size % least:
                 return None
             grid.append(least)
@@ -181,6 +187,8 @@ def _steps(graph: Graph, needs: _Needs, output: Value) -> Plan | None:
             if wanted is not None and (apart or wanted.area <= WORTHWHILE * first.area):
                 held = [(value, box) for value, box in zip(values, boxes, strict=True) if box not in (None, wanted)]
                 parts = {value: Part(value, box, wanted) for value, box in held if box is not None}
+                if not all(part.before.holds(part.box) for part in parts.values()):
+                    return None
                 first = wanted
             made = {value: _after(first, rule, whole) for value, whole in made.items()}
             done += sum(ENTRY * part.box.area * _channels(graph, value) for value, part in parts.items())
@@ -191,7 +199,7 @@ def _steps(graph: Graph, needs: _Needs, output: Value) -> Plan | None:
         have.update(made)
         done += _work(graph, number, made[outputs[0]])
     last, cell = have[output], needs.boxes[output]
-    if last is None or cell is None or done > WORTHWHILE * total:
+    if last is None or cell is None or not steps or not last.holds(cell) or done > WORTHWHILE * total:
         return None
     _forget(steps, output)
     return Plan(steps, Part(output, last, cell), done / total)

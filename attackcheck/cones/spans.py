@@ -35,6 +35,11 @@ class Span:
             return torch.zeros_like(cell)
         return (cell * self.unit + self.first).clamp(0, self.size - self.length)
 
+    def holds(self, other: Span) -> bool:
+        """Whether the other one lies inside, for all cells."""
+        end, last = self.first + self.length, other.first + other.length
+        return self.whole or (not other.whole and self.first <= other.first and last <= end)
+
     def union(self, other: Span) -> Span:
         """The shortest span that holds both."""
         first = min(self.first, other.first)
@@ -76,6 +81,10 @@ class Box:
     def whole(self) -> bool:
         """Whether nothing is left out."""
         return self.rows.whole and self.columns.whole
+
+    def holds(self, other: Box) -> bool:
+        """Whether the other one lies inside, for all cells."""
+        return self.rows.holds(other.rows) and self.columns.holds(other.columns)
 
     def union(self, other: Box) -> Box:
         """The smallest box that holds both."""
