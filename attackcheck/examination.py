@@ -217,11 +217,10 @@ class Bench:
         radius = work.scene.radius
 
         def look(pixels: Tensor) -> Tensor:
-            windows, cone = (None, None) if work.crops is None else (work.crops.windows, work.crops.cone)
             return self._room.fitted(
                 ("gradients", attacker.place(work)),
                 max(2, attacker.rows(work)),
-                lambda rows: masking.masked(self._model, work.image, work.logits, radius, pixels, rows, windows, cone),
+                lambda rows: masking.masked(self._model, work.image, work.logits, radius, pixels, rows, work.crops),
             )
 
         found = look(first)

@@ -13,8 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attackcheck.cones import Cone
-from attackcheck.receptive import Windows
+from attackcheck.crops import Crops
 
 __all__ = ["SAMPLE", "masked"]
 
@@ -38,8 +37,7 @@ def masked(
     radius: Tensor,
     pixels: Tensor,
     rows: int,
-    windows: Windows | None = None,
-    cone: Cone | None = None,
+    crops: Crops | None = None,
 ) -> Tensor:
     """Which pixels have gradients of their margin that are zero, not finite, or contradicted by finite differences.
 
@@ -50,43 +48,31 @@ def masked(
         radius: ``(H, W)``, certified radii: the scale at which gradients must hold.
         pixels: ``(M, 2)`` rows and columns, on the CPU.
         rows: most images in a batch.
-        windows: crops to look at instead of whole images.
-        cone: the model on these crops, computed around a pixel.
+        crops: to look at instead of whole images.
 
     Returns:
         ``(M,)`` bool on the CPU.
     """
-    found = [_masked(model, image, logits, radius, part, windows, cone) for part in torch.split(pixels, rows)]
+    found = [_masked(model, image, logits, radius, part, crops) for part in torch.split(pixels, rows)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
 
-def _masked(
-    model: Model,
-    image: Tensor,
-    logits: Tensor,
-    radius: Tensor,
-    pixels: Tensor,
-    windows: Windows | None,
-    cone: Cone | None,
-) -> Tensor:
+def _masked(model: Model, image: Tensor, logits: Tensor, radius: Tensor, pixels: Tensor, crops: Crops | None) -> Tensor:
     device = image.device
     row, column = pixels[:, 0].to(device), pixels[:, 1].to(device)
     batch = torch.arange(len(pixels), device=device)
     own = logits[:, row, column]  # (K, M)
     allowed = radius.to(device)[row, column].double()
-    if windows is None:
+    if crops is None:
         images = image.expand(len(pixels), *image.shape).clone()
     else:
-        images = windows.cut(image, row, column)
-        row, column = windows.inside(row, column)
-    seen, down, across = model, row, column
-    if cone is not None:
-        seen, down, across = cone.at(row, column)
+        images = crops.cut(row, column)
+        model, row, column = crops.around(model, row, column)
     first, second = own.topk(2, dim=0).indices  # (M,)
 
     def margin(images: Tensor) -> Tensor:
-        z = seen(images)
-        gap: Tensor = z[batch, first, down, across] - z[batch, second, down, across]
+        z = model(images)
+        gap: Tensor = z[batch, first, row, column] - z[batch, second, row, column]
         return gap
 
     with torch.enable_grad():
